@@ -1,0 +1,1 @@
+"""What the stages know: datasets, curation, templates, models, training, scoring, statistics."""

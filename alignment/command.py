@@ -1,0 +1,77 @@
+"""How a stage becomes a command: its options, its refusals, its end.
+
+In: a stage's `main`. Out: a Typer command that takes the flags DVC unpacks from params.yaml, prints a refusal as
+one message with exit code 1, works without the network, and ends with the process that started it.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+RESTORE = "git checkout -- params.yaml dvc.lock metrics && dvc checkout"
+
+
+class Refused(Exception):
+    """An input that cannot be used. The message names the thing, the place and the way out."""
+
+
+def go_offline() -> None:
+    """Keep the hub's clients off the network; they read these when they are first imported."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
+
+
+def run(*mains: Callable[..., Any], offline: bool = True) -> None:
+    """Run the command line against `mains`: one is the command itself, several are its subcommands.
+
+    Args:
+        mains: functions whose parameters Typer turns into arguments and options.
+        offline: whether the hub's clients are kept off the network, for every stage but `fetch`.
+    """
+    import typer
+
+    # DVC writes a key of params.yaml as it stands there (`--max_length`); Typer's flags have dashes.
+    flags = {"token_normalize_func": lambda name: name.replace("_", "-")}
+    app = typer.Typer(context_settings=flags, add_completion=False, pretty_exceptions_enable=False)
+    for main in mains:
+        app.command(context_settings=flags)(main)
+    if offline:
+        go_offline()
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # TRL's configuration and PEFT's models still use a name that transformers is giving up.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+    # PEFT looks for the base's configuration on the hub, which is out of reach by design.
+    warnings.filterwarnings("ignore", message="Could not find a config file in", category=UserWarning)
+    _keep_pages()
+    _end_with_parent()
+    try:
+        app()
+    except Refused as refusal:
+        print(f"\nerror: {refusal}\n\nto go back to the last result: {RESTORE}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _keep_pages() -> None:
+    """Have glibc keep freed memory: handing every large tensor back to the kernel costs a quarter of CPU training."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def _end_with_parent() -> None:
+    """Stop this process when its parent dies: a killed DVC must not leave a writer behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

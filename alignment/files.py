@@ -1,0 +1,117 @@
+"""Whole-or-nothing writes and deterministic bytes.
+
+In: values and folders of files. Out: files that appear complete or not at all, equal for equal values.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_claims: dict[Path, int] = {}  # open file descriptors: the system lets go of a lock when its process ends
+
+
+def claim(out: Path) -> None:
+    """Hold `out` for this process until it ends; wait while another process holds it."""
+    path = out.parent.resolve() / f".{out.name}.lock"
+    if path in _claims:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting: another process writes {out}", flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    _claims[path] = lock
+
+
+@contextlib.contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `out`; on success it takes the place of `out`, on failure nothing remains.
+
+    The caller makes the sibling a file or a folder. A sibling that a killed run left is removed first.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.partial"
+    remove(partial)
+    try:
+        yield partial
+        for path in [partial, *sorted(partial.rglob("*"))]:
+            _flush(path)
+        if out.is_dir() or partial.is_dir():  # a file takes a file's place in one step
+            remove(out)
+        os.replace(partial, out)
+        _flush(out.parent)
+    finally:
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(out: Path, value: Any) -> None:
+    """Write `value` with sorted keys; NaN and infinity are a `ValueError`, since JSON has neither."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text(out, text + "\n")
+
+
+def write_text(out: Path, text: str) -> None:
+    """Write `text` as UTF-8 with `\\n` line ends."""
+    with whole(out) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_parquet(out: Path, table: pa.Table) -> None:
+    """Write `table` as Parquet without pandas metadata, which names versions and index types."""
+    with whole(out) as partial:
+        pq.write_table(table.replace_schema_metadata(None), partial, compression="zstd")
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON value."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tree_sha256(folder: Path) -> str:
+    """One SHA-256 for a folder: over the sorted relative names and hashes of its files."""
+    lines = [f"{p.relative_to(folder).as_posix()} {sha256(p)}\n" for p in sorted(folder.rglob("*")) if p.is_file()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def digest(value: Any, key: str = "") -> str:
+    """A keyed hash of a JSON value, in hexadecimal: the same for equal content, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, key=key.encode()).hexdigest()
+
+
+def share(value: Any, key: str) -> float:
+    """Where the keyed hash of a value falls in [0, 1): what chooses items and held-out rows."""
+    return int(digest(value, key)[:13], 16) / 16**13
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

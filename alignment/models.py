@@ -1,0 +1,98 @@
+"""Base models and the adapters on them: load, save, lineage.
+
+In: folders of safetensors and a tokenizer. Out: models, and adapter folders that know what they were made from.
+"""
+
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignment import files
+from alignment.command import Refused
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LINEAGE = "lineage.json"
+
+
+class Dtype(StrEnum):
+    """The precision of weights and of arithmetic."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer that lies in a model's folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_base(folder: Path, dtype: Dtype, device: str) -> "PreTrainedModel":
+    """The base model, in evaluation mode: safetensors only, no remote code."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=str(dtype), attn_implementation="sdpa", use_safetensors=True, local_files_only=True
+    )
+    return model.to(device).eval()
+
+
+def load(base: Path, checkpoint: Path, dtype: Dtype, device: str, trainable: bool = False) -> "PreTrainedModel":
+    """The model of a checkpoint: the base itself, or the base with the adapter that lies in `checkpoint`.
+
+    Raises:
+        Refused: the adapter was trained on another base.
+    """
+    model = load_base(base, dtype, device)
+    if checkpoint == base:
+        return model
+    from peft import PeftModel
+
+    found, wanted = lineage(checkpoint)["base"], identity(base)
+    if found != wanted:
+        raise Refused(
+            f"{checkpoint} is an adapter on another base than {base}:\n  its lineage.json says {found}\n"
+            f"  {base} is {wanted}\ntrain it again with `dvc repro`, or bring its base back with `dvc checkout`"
+        )
+    adapted: Any = PeftModel.from_pretrained(model, checkpoint, is_trainable=trainable)
+    return adapted if trainable else adapted.eval()
+
+
+def identity(base: Path) -> str:
+    """One hash for a base model: over the files that its provenance names, with their SHA-256."""
+    return files.digest(files.read_json(base / "provenance.json")["files"])
+
+
+def versions() -> dict[str, str]:
+    """The libraries whose versions can change a trained adapter's bytes."""
+    return {name: metadata.version(name) for name in ("accelerate", "peft", "torch", "transformers", "trl")}
+
+
+def lineage(adapter: Path) -> dict[str, Any]:
+    """What an adapter was made from.
+
+    Raises:
+        Refused: the folder has no lineage.
+    """
+    if not (adapter / LINEAGE).is_file():
+        raise Refused(f"{adapter} has no {LINEAGE}, so nothing says on which base it was trained; run `dvc repro`")
+    return dict(files.read_json(adapter / LINEAGE))
+
+
+def save_adapter(model: "PeftModel", chat_tokenizer: Any, base: Path, out: Path, made_from: dict[str, Any]) -> None:
+    """Write the adapter `default` with its tokenizer and lineage, and nothing that varies from run to run."""
+    with files.whole(out) as partial:
+        model.save_pretrained(str(partial), selected_adapters=["default"])
+        chat_tokenizer.save_pretrained(str(partial))
+        (partial / "README.md").unlink(missing_ok=True)
+        config = files.read_json(partial / "adapter_config.json")
+        config["base_model_name_or_path"] = files.read_json(base / "provenance.json")["repository"]
+        # PEFT keeps sets, whose order changes with the interpreter's hash seed.
+        ordered = {k: sorted(v) if k.endswith("modules") and isinstance(v, list) else v for k, v in config.items()}
+        files.write_json(partial / "adapter_config.json", ordered)
+        files.write_json(partial / LINEAGE, made_from)

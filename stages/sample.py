@@ -1,0 +1,71 @@
+"""Choose the rows that are trained on: parse, refuse, measure, hold out.
+
+In: a fetched corpus, the tokenizer of the base model, the fetched benchmarks.
+Out: one Parquet file of examples with their split, and metrics that account for every row.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignment import benchmarks, command, corpora, curation, files, models
+from alignment.chat import Chat, Template
+from alignment.command import Refused
+from alignment.corpora import Cause, Role
+from alignment.curation import Row
+
+
+def main(
+    raw: Annotated[Path, typer.Argument(help="the fetched corpus")],
+    base: Annotated[Path, typer.Argument(help="the base model, for its tokenizer")],
+    benchmark_folder: Annotated[Path, typer.Argument(help="the fetched benchmarks, whose items must not be trained")],
+    out: Annotated[Path, typer.Argument(help="the chosen rows, as Parquet")],
+    metrics: Annotated[Path, typer.Argument(help="the account of every row, as JSON")],
+    role: Annotated[Role, typer.Option(help="what the rows are for")],
+    corpus: Annotated[str, typer.Option(help="a dataset of alignment/corpora/")],
+    rows: Annotated[int, typer.Option(help="rows to train on, at most", min=1)],
+    heldout: Annotated[int, typer.Option(help="rows to hold out, at most", min=1)],
+    heldout_share: Annotated[float, typer.Option(help="share of openings held out", min=0, max=1)],
+    max_prompt_tokens: Annotated[int, typer.Option(help="longer prompts are refused", min=1)],
+    max_tokens: Annotated[int, typer.Option(help="longer rows are refused", min=1)],
+    contamination_ngram: Annotated[int, typer.Option(help="words in a run that gives a benchmark item away", min=4)],
+    malformed: Annotated[int, typer.Option(help="rows of the wrong shape that are passed over", min=0)],
+    template: Annotated[Template, typer.Option(help="the chat template")],
+    seed: Annotated[int, typer.Option(help="orders the rows that may be trained")],
+    item_seed: Annotated[int, typer.Option(help="orders the rows that are held out")],
+) -> None:
+    """Choose training rows and held-out rows of one corpus."""
+    files.claim(out)
+    policy = corpora.load(corpus, role)
+    chat = Chat(models.tokenizer(base), template)
+    tasks = benchmarks.BENCHMARKS
+    contamination = curation.Contamination(
+        {task: map(tasks[task].text, benchmarks.items(benchmark_folder, task)) for task in tasks}, contamination_ngram
+    )
+    parsed, account = curation.parse(policy, role, raw, seed, item_seed, heldout_share, malformed)
+    lengths: dict[str, tuple[int, int]] = {}  # of the rows that are asked for, not of millions that are not needed
+
+    def too_long(row: Row) -> Cause | None:
+        prompt, total = lengths[row.id] = chat.lengths(row.example)
+        if prompt > max_prompt_tokens:
+            return Cause.long_prompt
+        return Cause.long if total > max_tokens else None
+
+    cap = policy.GROUP.cap if policy.GROUP and role is Role.comparisons else None
+    train, held = curation.choose(parsed, account, cap, rows, heldout, too_long, contamination)
+    if not train or not held:
+        wanted = "to train on" if held else "to hold out"
+        counts = "\n".join(f"  {cause}: {count}" for cause, count in account.dropped.most_common())
+        raise Refused(
+            f"of {account.read} {role} of {corpus!r} none is left {wanted}; dropped:\n{counts or '  none'}\n"
+            f"raise the limit that refuses them in the section `sample` of params.yaml, or choose another dataset"
+        )
+    files.write_parquet(out, curation.table(role, train, held))
+    described = curation.describe([lengths[row.id] for row in train])
+    files.write_json(metrics, {**account.metrics(tasks), **described})
+    print(f"{corpus}: {len(train)} rows to train on, {len(held)} held out, of {account.read} read")
+
+
+if __name__ == "__main__":
+    command.run(main)

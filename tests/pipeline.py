@@ -1,0 +1,143 @@
+"""The whole pipeline on the tiny preset, in one process: what the tests of its laws run twice."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignment.chat import Template
+from alignment.corpora import Role
+from alignment.models import Dtype
+from stages import dpo, eval, fetch, report, safety, sample, sft
+
+ROOT = Path(__file__).parents[1]
+Params = dict[str, Any]
+
+
+def params(path: str) -> Params:
+    """A params file of the repository."""
+    return dict(yaml.safe_load((ROOT / path).read_text(encoding="utf-8")))
+
+
+TINY = params("presets/tiny.yaml")
+
+
+def fetch_all(folder: Path) -> None:
+    """The five fetches, from the embedded miniature."""
+    fetch.model(TINY["model"], folder / "models/base", "mini", folder / "downloads")
+    fetch.safety(folder / "data/raw/safety", "mini")
+    fetch_rows(folder, TINY["data"], TINY["preferences"])
+
+
+def fetch_rows(folder: Path, data: str, preferences: str) -> None:
+    """What `sample` reads besides the tokenizer."""
+    for role, corpus in ((Role.demonstrations, data), (Role.comparisons, preferences)):
+        fetch.corpus(corpus, folder / f"data/raw/{role}", "mini", ROOT / TINY["own"][role])
+    fetch.benchmarks(folder / "data/raw/benchmarks", "mini")
+
+
+def sample_role(folder: Path, role: Role, params: Params = TINY, **changes: Any) -> None:
+    """`sample` for one role."""
+    options = {
+        **params["sample"],
+        "rows": params["rows"][role],
+        "corpus": params["data" if role is Role.demonstrations else "preferences"],
+        "template": Template(params["template"]),
+        "seed": params["seed"],
+        "item_seed": params["item_seed"],
+        **changes,
+    }
+    sample.main(
+        folder / f"data/raw/{role}",
+        folder / "models/base",
+        folder / "data/raw/benchmarks",
+        folder / f"data/sampled/{role}.parquet",
+        folder / f"metrics/sample/{role}.json",
+        role=role,
+        **options,
+    )
+
+
+def train_sft(folder: Path, out: Path | None = None, params: Params = TINY, **changes: Any) -> None:
+    """`sft`, into `out` or its place in the pipeline."""
+    out = out or folder
+    sft.main(
+        folder / "models/base",
+        folder / "data/sampled/demonstrations.parquet",
+        out / "models/sft",
+        out / "metrics/sft.json",
+        out / "metrics/curves/sft.csv",
+        **{**_computing(params), **params["sft"], "state": out / "state", **changes},
+    )
+
+
+def train_dpo(folder: Path, out: Path | None = None, params: Params = TINY, **changes: Any) -> None:
+    """`dpo`, into `out` or its place in the pipeline."""
+    out = out or folder
+    loss = dpo.Loss(params["dpo"]["loss"])
+    dpo.main(
+        folder / "models/base",
+        folder / "models/sft",
+        folder / "data/sampled/comparisons.parquet",
+        out / "models/dpo",
+        out / "metrics/dpo.json",
+        out / "metrics/curves/dpo.csv",
+        **{**_computing(params), **params["dpo"], "loss": loss, "state": out / "state", **changes},
+    )
+
+
+def _computing(params: Params) -> Params:
+    return {
+        "template": Template(params["template"]),
+        "device": params["device"],
+        "dtype": Dtype(params["dtype"]),
+        "seed": params["seed"],
+        "per_device_batch": params["per_device_batch"],
+    }
+
+
+def measure(folder: Path) -> None:
+    """`eval` and `safety` for the three checkpoints, then `report`."""
+    for name in ("base", "sft", "dpo"):
+        eval.main(
+            folder / "models/base",
+            folder / f"models/{name}",
+            folder / "data/raw/benchmarks",
+            folder / f"data/eval/{name}.parquet",
+            folder / f"data/eval/{name}.answers.jsonl",
+            folder / f"metrics/eval/{name}.json",
+            **TINY["eval"],
+            template=Template(TINY["template"]),
+            item_seed=TINY["item_seed"],
+            dtype=Dtype(TINY["dtype"]),
+            device=TINY["device"],
+        )
+        safety.main(
+            folder / "models/base",
+            folder / f"models/{name}",
+            folder / "data/raw/safety",
+            folder / f"data/safety/{name}.parquet",
+            folder / f"metrics/safety/{name}.json",
+            **{**TINY["safety"], "dtype": Dtype(TINY["safety"]["dtype"])},
+            item_seed=TINY["item_seed"],
+            device=TINY["device"],
+        )
+    report.main(
+        folder / "metrics",
+        folder / "models/base",
+        folder / "metrics/report.md",
+        folder / "metrics/plots",
+        data=TINY["data"],
+        preferences=TINY["preferences"],
+        source="mini",
+        seed=TINY["seed"],
+    )
+
+
+def run(folder: Path) -> None:
+    """Everything after `fetch`."""
+    for role in Role:
+        sample_role(folder, role)
+    train_sft(folder)
+    train_dpo(folder)
+    measure(folder)

@@ -1,0 +1,111 @@
+"""A stage as a command: flags, refusals, the network, its end with its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+STAGE = """
+import os, time
+from typing import Annotated
+import typer
+from alignment import command
+
+def main(name: str, learning_rate: Annotated[float, typer.Option()], own: Annotated[bool, typer.Option()]) -> None:
+    if name == "refused":
+        raise command.Refused("no such thing; take another")
+    if name == "broken":
+        raise KeyError("a bug")
+    if name == "slow":
+        print("ready", flush=True)
+        time.sleep(60)
+    print(name, learning_rate, own, {k: v for k, v in os.environ.items() if k.startswith(("HF_", "TRANSFORMERS_"))})
+
+command.run(main, offline=OFFLINE)
+"""
+
+
+def arguments(*given: str, offline: bool = True) -> list[str]:
+    return [sys.executable, "-c", STAGE.replace("OFFLINE", str(offline)), *given]
+
+
+def stage(*given: str, offline: bool = True) -> "subprocess.CompletedProcess[str]":
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
+    command = arguments(*given, offline=offline)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("flag", ["--learning_rate", "--learning-rate"])
+def test_flags_are_those_of_params_yaml_or_of_a_person(flag: str) -> None:
+    ended = stage("a", flag, "1e-6", "--no-own")
+    assert ended.returncode == 0 and ended.stdout.startswith("a 1e-06 False "), ended.stderr
+
+
+def test_the_hub_s_clients_are_offline_unless_the_stage_fetches() -> None:
+    offline = stage("a", "--learning_rate", "1", "--own").stdout
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        assert f"'{name}': '1'" in offline
+    assert "OFFLINE" not in stage("a", "--learning_rate", "1", "--own", offline=False).stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["a", "--learning_rate", "1", "--own", "--learning_rat", "2"], "No such option: --learning-rat"),
+        (["a", "--own"], "--learning-rate"),
+        (["a", "--learning_rate", "None", "--own"], "'--learning-rate'"),
+        (["a", "--learning_rate", "1"], "--own"),
+    ],
+)
+def test_an_unknown_missing_or_mistyped_flag_is_named(given: list[str], named: str) -> None:
+    ended = stage(*given)
+    assert ended.returncode == 2 and named in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_refusal_is_one_message_with_the_way_back() -> None:
+    ended = stage("refused", "--learning_rate", "1", "--own")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        "\nerror: no such thing; take another\n\n"
+        "to go back to the last result: git checkout -- params.yaml dvc.lock metrics && dvc checkout\n"
+    )
+
+
+def test_a_bug_is_a_traceback() -> None:
+    ended = stage("broken", "--learning_rate", "1", "--own")
+    assert ended.returncode == 1 and "KeyError: 'a bug'" in ended.stderr and "Traceback" in ended.stderr
+
+
+def test_a_stage_ends_when_its_parent_is_killed() -> None:
+    starter = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    command = [sys.executable, "-c", starter, *arguments("slow", "--learning_rate", "1", "--own")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout and parent.stdout.readline() == "ready\n"
+        os.kill(parent.pid, signal.SIGKILL)
+        # The stage holds the pipe's other end: it is closed when the stage is gone.
+        assert parent.communicate(timeout=20) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "wanted"),
+    [
+        ("oraca", "demonstrations", "known: hh, lima, orca, own, shp"),
+        ("lima", "comparisons", "sets that have them: hh, own, shp"),
+    ],
+)
+def test_a_dataset_is_chosen_or_refused_by_name(name: str, role: str, wanted: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stages.choose", name, str(tmp_path / "chosen"), "--role", role]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and repr(name) in ended.stderr and wanted in ended.stderr
+    assert not (tmp_path / "chosen").exists()
+
+
+def test_a_chosen_dataset_s_name_is_written(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stages.choose", "hh", str(tmp_path / "chosen"), "--role", "comparisons"]
+    assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 0
+    assert (tmp_path / "chosen").read_text() == "hh\n"

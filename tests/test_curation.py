@@ -1,0 +1,307 @@
+"""Which rows are used: every row accounted for, whatever their order; held-out rows; duplicates; contamination."""
+
+import gzip
+import json
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment import benchmarks, corpora, curation, pins
+from alignment.command import Refused
+from alignment.corpora import Cause, Role
+from alignment.curation import Account, Contamination, Row
+
+MINI = Path(__file__).parents[1] / "data/mini"
+
+
+def demo(question: str, answer: str) -> dict[str, Any]:
+    return {"prompt": question, "completion": answer}
+
+
+def write(path: Path, rows: Iterable[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path.parent
+
+
+def sample(
+    raw: Path,
+    name: str = "own",
+    role: Role = Role.demonstrations,
+    seed: int = 0,
+    item_seed: int = 0,
+    share: float = 0.3,
+    malformed: int = 0,
+    kept: int = 10**9,
+    heldout: int = 10**9,
+    too_long: Callable[[Row], Cause | None] = lambda row: None,
+    contamination: Callable[[str], list[str]] = lambda text: [],
+) -> tuple[list[Row], list[Row], Account]:
+    corpus = corpora.load(name, role)
+    rows, account = curation.parse(corpus, role, raw, seed, item_seed, share, malformed)
+    cap = corpus.GROUP.cap if corpus.GROUP and role is Role.comparisons else None
+    train, held = curation.choose(rows, account, cap, kept, heldout, too_long, contamination)
+    return train, held, account
+
+
+def ids(rows: list[Row]) -> list[str]:
+    return [row.id for row in rows]
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> list[dict[str, str]]:
+    """Rows over few words, so that openings recur and rows repeat but for case and punctuation."""
+    draw = random.Random(0)
+    words = ["the", "The", "pot", "POT!", "kettle", "tea", "cup", "?", "é", "e\u0301"]
+    return [demo(" ".join(draw.choices(words, k=2)), " ".join(draw.choices(words, k=2))) for _ in range(600)]
+
+
+def test_every_row_is_accounted_for(many: list[dict[str, str]], tmp_path: Path) -> None:
+    rows = [*many, {"text": "another shape"}, demo("Q", " "), {"messages": []}]
+    train, held, account = sample(
+        write(tmp_path / "raw/a.jsonl", rows),
+        malformed=1,
+        kept=30,
+        heldout=5,
+        too_long=lambda row: Cause.long if len(curation.whole_text(row.example)) > 16 else None,
+        contamination=lambda text: ["piqa", "mmlu"] if "kettle" in text else [],
+    )
+    metrics = account.metrics(["piqa", "mmlu", "toxigen"])
+    assert sum(count for name, count in metrics.items() if name.startswith(("rows.", "dropped."))) == 2 * len(rows)
+    assert (metrics["rows.read"], metrics["rows.kept"], metrics["rows.heldout"]) == (603, len(train), len(held))
+    assert (len(train), len(held)) == (30, 5)
+    assert {f"dropped.{cause}" for cause in Cause} == {name for name in metrics if name.startswith("dropped.")}
+    assert (metrics["dropped.malformed"], metrics["dropped.empty_turn"], metrics["dropped.no_reply"]) == (1, 1, 1)
+    for cause in ("duplicate", "long", "contaminated"):
+        assert metrics[f"dropped.{cause}"] > 1
+    assert metrics["rows.not_needed"] > 1
+    assert metrics["contaminated.piqa"] == metrics["contaminated.mmlu"] == metrics["dropped.contaminated"]
+    assert metrics["contaminated.toxigen"] == 0
+
+
+def test_an_account_that_does_not_add_up_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="3 rows read, 2 accounted for"):
+        Account(read=3, kept=2).check()
+
+
+def test_the_order_of_rows_and_files_does_not_matter(many: list[dict[str, str]], tmp_path: Path) -> None:
+    train, held, account = sample(write(tmp_path / "one/a.jsonl", many), kept=50, heldout=20)
+    shuffled = random.Random(1).sample(many, len(many))
+    write(tmp_path / "two/z.jsonl", shuffled[:200])
+    train2, held2, account2 = sample(write(tmp_path / "two/b.jsonl", shuffled[200:]), kept=50, heldout=20)
+    assert (ids(train), ids(held)) == (ids(train2), ids(held2))
+    assert account.metrics([]) == account2.metrics([])
+
+
+def test_asking_for_more_gives_a_superset_in_the_same_order(many: list[dict[str, str]], tmp_path: Path) -> None:
+    raw = write(tmp_path / "raw/a.jsonl", many)
+    few, more = sample(raw, kept=20, heldout=5), sample(raw, kept=60, heldout=15)
+    assert (len(few[0]), len(more[0]), len(few[1]), len(more[1])) == (20, 60, 5, 15)
+    assert ids(few[0]) == ids(more[0])[:20] and ids(few[1]) == ids(more[1])[:5]
+
+
+def test_the_seed_changes_training_rows_and_never_held_out_ones(many: list[dict[str, str]], tmp_path: Path) -> None:
+    raw = write(tmp_path / "raw/a.jsonl", many)
+    first, second, third = (sample(raw, seed=seed, kept=20, heldout=9) for seed in (0, 1, 0))
+    assert ids(first[0]) != ids(second[0]) and ids(first[0]) == ids(third[0])
+    assert ids(first[1]) == ids(second[1])
+    assert ids(sample(raw, item_seed=1, heldout=9)[1]) != ids(first[1])
+
+
+def test_no_opening_stands_on_both_sides(many: list[dict[str, str]], tmp_path: Path) -> None:
+    train, held, _ = sample(write(tmp_path / "raw/a.jsonl", many), heldout=3)
+    openings = [{curation.normal(curation.opening(row.example)) for row in rows} for rows in (train, held)]
+    assert openings[0] and openings[1] and not openings[0] & openings[1]
+
+
+def hh(*turns: str) -> str:
+    return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {text}" for i, text in enumerate(turns))
+
+
+def test_where_files_are_held_out_their_openings_are_not_trained(tmp_path: Path) -> None:
+    train = [{"chosen": hh(q, "A"), "rejected": hh(q, "B")} for q in ("Shared?", "Other?")]
+    test = [{"chosen": hh("SHARED", "C", "D", "E"), "rejected": hh("SHARED", "C", "D", "F")}]
+    write_gz(tmp_path / "helpful-base/train.jsonl.gz", train)
+    write_gz(tmp_path / "helpful-base/test.jsonl.gz", test)
+    kept, held, account = sample(tmp_path, "hh", Role.comparisons)
+    assert [row.example["prompt"][0]["content"] for row in kept] == ["Other?"]
+    assert [row.example["chosen"][0]["content"] for row in held] == ["E"]
+    assert account.dropped == {Cause.heldout_prompt: 1}
+
+
+def write_gz(path: Path, rows: Iterable[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+
+
+def shp(post: str, a: str, b: str, score_a: int, score_b: int) -> dict[str, Any]:
+    row = {"post_id": post, "history": f"Post {post}?", "human_ref_A": a, "human_ref_B": b}
+    ratio = max(score_a, score_b) / min(score_a, score_b)
+    return {**row, "score_A": score_a, "score_B": score_b, "labels": int(score_a > score_b), "score_ratio": ratio}
+
+
+@pytest.fixture
+def posts(tmp_path: Path) -> Path:
+    rows = [shp("p", f"reply {i}", "the worst", 10 + i, 2) for i in range(9)] + [shp("q", "one", "two", 3, 9)]
+    write(tmp_path / "raw/askculinary/train.json", rows)
+    write(tmp_path / "raw/askculinary/test.json", [shp("t", "x", "y", 9, 1)])
+    return tmp_path / "raw"
+
+
+def test_at_most_a_cap_of_comparisons_of_a_group(posts: Path) -> None:
+    train, held, account = sample(posts, "shp", Role.comparisons)
+    assert (len(train), len(held), account.dropped) == (6, 1, {Cause.group_cap: 4})
+
+
+def test_a_group_s_demonstration_is_its_best_reply_once(posts: Path) -> None:
+    train, held, account = sample(posts, "shp", Role.demonstrations)
+    assert {row.example["messages"][1]["content"] for row in train} == {"reply 8", "two"}
+    assert len(held) == 1 and account.dropped == {Cause.not_best: 8}
+
+
+@pytest.mark.parametrize(
+    ("other", "duplicate"),
+    [
+        (demo("How IS   it", "good"), True),
+        (demo("How is it? -- ", "Good!"), True),
+        (demo("How is it", "Ｇｏｏｄ"), True),
+        (demo("How is it", "goody"), False),
+        (demo("How is it not", "good"), False),
+    ],
+)
+def test_duplicates(tmp_path: Path, other: dict[str, str], duplicate: bool) -> None:
+    rows = [demo("How is it?", "Good."), other]
+    train, _, account = sample(write(tmp_path / "raw/a.jsonl", rows), share=0)
+    assert len(train) == 2 - duplicate and account.dropped[Cause.duplicate] == duplicate
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("Stra\u00dfe", "STRASSE", True),
+        ("caf\u00e9", "cafe\u0301", True),
+        ("\ufb01ne \u2460 wor\u00addy", "fine 1 wor\u00addy", True),
+        ("it’s", "it's", True),
+        ("a\n\tb", " A, b.", True),
+        ("1.5", "15", False),
+        ("你好 世界", "你好世界", False),
+    ],
+)
+def test_normal(one: str, other: str, equal: bool) -> None:
+    assert (curation.normal(one) == curation.normal(other)) is equal
+
+
+# The wrong shape
+
+
+def test_malformed_rows_beyond_the_limit_stop_with_place_found_and_wanted(tmp_path: Path) -> None:
+    rows: list[Any] = [demo("Q", "A")] * 3 + [{"text": "x"}, demo("Q", "\ud800"), {"messages": 3}]
+    raw = write(tmp_path / "raw/a.jsonl", rows)
+    assert sample(raw, malformed=3, share=0)[2].dropped[Cause.malformed] == 3
+    with pytest.raises(Refused) as refused:
+        sample(raw, malformed=2)
+    message = str(refused.value)
+    assert "2 are allowed (`sample.malformed`)" in message
+    assert f"{raw}/a.jsonl:4: found the columns text, wanted 'prompt' among them" in message
+    assert f"{raw}/a.jsonl:5: found half a surrogate pair, '\\ud800', wanted" in message
+    assert f"{raw}/a.jsonl:6: found int in 'messages', wanted list" in message
+
+
+def test_the_first_five_malformed_rows_are_shown_and_no_more_are_read(tmp_path: Path) -> None:
+    rows: list[Any] = [{"text": "x"}] * 7
+    raw = write(tmp_path / "raw/a.jsonl", rows)
+    with (raw / "a.jsonl").open("a") as stream:
+        stream.write("this line is never reached\n")
+    with pytest.raises(Refused, match="5 or more rows have the wrong shape, 0 are allowed") as refused:
+        sample(raw)
+    assert str(refused.value).count("a.jsonl:") == 5
+
+
+# Contamination
+
+LONG = "A farmer leaves his wet boots beside the stove every night. Why do they crack?"
+ITEMS: dict[str, Iterable[tuple[str, str]]] = {
+    "piqa": [(LONG, "Dry heat shrinks the leather of the boots too fast.")],
+    "arc_challenge": [("Which of these boils a kettle fastest on a stove?", "steam")],
+    "truthfulqa_mc2": [
+        ("What happens to you if you swallow a cherry stone?", "It passes through you, and you will be perfectly fine.")
+    ],
+    "mmlu": [("Who painted it?", "Artemisia Gentileschi of Rome"), ("7 + 5", "12")],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"Tell me. {LONG} I wonder.", ["piqa"]),
+        (LONG.upper().replace(" ", "\n"), ["piqa"]),
+        ("He leaves his wet boots beside the stove every night.", []),
+        ("Every night, why do they crack? Dry heat shrinks the leather of the boots too fast.", ["piqa"]),
+        ("which of these boils a kettle fastest on a stove", ["arc_challenge"]),
+        ("Which of these boils a kettle faster on a stove? Steam.", []),
+        ("What happens to you if you swallow a cherry stone? A tree grows.", ["truthfulqa_mc2"]),
+        ("Who painted it? Artemisia Gentileschi, of Rome.", ["mmlu"]),
+        ("Who painted it? Rembrandt.", []),
+        ("7 + 5 = 12", []),
+        (f"{LONG} Who painted it? Artemisia Gentileschi of Rome.", ["mmlu", "piqa"]),
+        ("", []),
+    ],
+)
+def test_an_item_inside_a_text_is_found_and_its_benchmark_named(text: str, found: list[str]) -> None:
+    assert Contamination(ITEMS, 13)(curation.normal(text)) == found
+
+
+@pytest.mark.parametrize("sides", [("messages",), ("prompt", "chosen", "rejected"), ("prompt", "rejected", "chosen")])
+def test_an_item_is_found_across_the_turns_of_a_row(sides: tuple[str, ...]) -> None:
+    turns = [{"role": "user", "content": "Who painted it?"}, {"role": "assistant", "content": "Gentileschi?"}]
+    answer = {"role": "assistant", "content": "Artemisia Gentileschi of Rome!"}
+    parts = [[turns[0], answer]] if sides == ("messages",) else [turns[:1], [answer], turns[1:]]
+    example = dict(zip(sides, parts, strict=True))
+    assert Contamination(ITEMS, 13)(curation.normal(curation.whole_text(example))) == ["mmlu"]
+
+
+@pytest.mark.parametrize("task", benchmarks.BENCHMARKS)
+def test_every_embedded_item_has_a_text_and_is_found(task: str, tmp_path: Path) -> None:
+    (tmp_path / task).symlink_to(MINI / pins.BENCHMARKS[task].name, target_is_directory=True)
+    texts = [benchmarks.BENCHMARKS[task].text(row) for row in benchmarks.items(tmp_path, task)]
+    contamination = Contamination({task: texts}, 13)
+    quoted = [curation.normal(f"{question} {answer}") for question, answer in texts]
+    assert texts and all(contamination(text) == [task] for text in quoted if len(text.split()) >= 4)
+
+
+def test_a_benchmark_without_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"piqa has no piqa_validation.parquet; run `dvc repro fetch@benchmarks`"):
+        list(benchmarks.items(tmp_path, "piqa"))
+
+
+# The table
+
+
+def test_the_table_is_trl_s_format_with_a_split(tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "chosen": "A", "rejected": "B", "margin": 2.5}]
+    train, _, _ = sample(write(tmp_path / "raw/a.jsonl", rows), role=Role.comparisons, share=0)
+    assert curation.table(Role.comparisons, train, []).to_pylist() == [
+        {
+            "id": train[0].id,
+            "split": "train",
+            "prompt": [{"role": "user", "content": "Q"}],
+            "chosen": [{"role": "assistant", "content": "A"}],
+            "rejected": [{"role": "assistant", "content": "B"}],
+            "margin": 2.5,
+        }
+    ]
+
+
+def test_figures_of_lengths() -> None:
+    assert curation.describe([(10, 14), (20, 30), (30, 36)]) == {
+        "tokens.total": 80,
+        "tokens.prompt.mean": 20.0,
+        "tokens.prompt.median": 20.0,
+        "tokens.prompt.p95": 29.0,
+        "tokens.reply.mean": 6.7,
+        "tokens.reply.median": 6.0,
+        "tokens.reply.p95": 9.6,
+    }

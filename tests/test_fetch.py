@@ -1,0 +1,102 @@
+"""The fetch stage as commands: what lands where, what is said, what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignment import corpora, files, pins
+
+ROOT = Path(__file__).parent.parent
+
+
+def fetch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.fetch", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def put(mirror: Path, repository: pins.Repository) -> None:
+    """A file for each pattern of `repository`."""
+    for pattern in repository.files:
+        path = mirror / repository.name / pattern.replace("*", "some")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a row\n")
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    folder = tmp_path / "mirror"
+    for repository in [*pins.BENCHMARKS.values(), pins.SAFETY]:
+        put(folder, repository)
+    return folder
+
+
+def test_a_model_lands_with_its_provenance(tmp_path: Path) -> None:
+    names = {"config.json", "model.safetensors", "tokenizer.json"}
+    for name in names:
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / name).write_text("{}")
+    ended = fetch("model", tmp_path / "mine", tmp_path / "base", "--source", "mini", "--downloads", tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name for path in (tmp_path / "base").iterdir()} == names | {"provenance.json"}
+
+
+def test_every_benchmark_lands_in_its_own_folder(mirror: Path, tmp_path: Path) -> None:
+    ended = fetch("benchmarks", tmp_path / "benchmarks", "--source", mirror)
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name for path in (tmp_path / "benchmarks").iterdir()} == set(pins.BENCHMARKS)
+    for task, repository in pins.BENCHMARKS.items():
+        provenance = files.read_json(tmp_path / "benchmarks" / task / "provenance.json")
+        assert (provenance["repository"], provenance["revision"]) == (repository.name, repository.revision)
+
+
+def test_benchmarks_are_whole_or_nothing(mirror: Path, tmp_path: Path) -> None:
+    missing = list(pins.BENCHMARKS.values())[-1]
+    for path in (mirror / missing.name).rglob("*.parquet"):
+        path.unlink()
+    ended = fetch("benchmarks", tmp_path / "benchmarks", "--source", mirror)
+    assert ended.returncode == 1 and missing.name in ended.stderr and "Traceback" not in ended.stderr
+    assert not (tmp_path / "benchmarks").exists() and not (tmp_path / ".benchmarks.partial").exists()
+
+
+def test_the_safety_sentences_land(mirror: Path, tmp_path: Path) -> None:
+    assert fetch("safety", tmp_path / "safety", "--source", mirror).returncode == 0
+    assert (tmp_path / "safety/data/toxiGen.json").read_text() == "a row\n"
+
+
+@pytest.mark.parametrize("name", [name for name in corpora.names() if name != "own"])
+def test_a_corpus_lands_and_its_terms_are_told_once(name: str, tmp_path: Path) -> None:
+    repository = corpora.load(name).SOURCE
+    put(tmp_path / "mirror", repository)
+    ended = fetch("corpus", name, tmp_path / "raw", "--source", tmp_path / "mirror", "--own", "unused.jsonl")
+    assert ended.returncode == 0, ended.stderr
+    assert files.read_json(tmp_path / "raw/provenance.json")["licence"] == repository.licence
+    assert ended.stdout == (f"{repository.name}: {repository.terms}\n" if repository.terms else "")
+
+
+def test_the_corpus_own_reads_the_users_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    ended = fetch("corpus", "own", tmp_path / "raw", "--source", "mini", "--own", tmp_path / "mine.jsonl")
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "raw/mine.jsonl").read_text() == "{}\n"
+
+
+def test_an_unknown_corpus_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    ended = fetch("corpus", "oraca", tmp_path / "raw", "--source", "mini", "--own", "unused.jsonl")
+    assert ended.returncode == 1 and "'oraca'" in ended.stderr and "orca" in ended.stderr
+    assert "git checkout -- params.yaml" in ended.stderr and not (tmp_path / "raw").exists()
+
+
+def test_no_option_has_a_default(tmp_path: Path) -> None:
+    ended = fetch("safety", tmp_path / "safety")
+    assert ended.returncode == 2 and "--source" in ended.stderr
+
+
+def test_help_loads_no_heavy_library() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "stages.fetch", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in ended.stderr.splitlines()}
+    assert ended.returncode == 0 and "typer" in loaded
+    assert not loaded & {"torch", "transformers", "huggingface_hub", "tokenizers", "gguf"}

@@ -1,0 +1,181 @@
+"""The pipeline through DVC, on the tiny preset: what each change rebuilds, and what a refusal leaves."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from alignment import command, files
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+pytestmark = pytest.mark.slow
+
+
+def dvc(folder: Path, *words: str, code: int = 0) -> str:
+    """Run DVC there and return what it printed."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "dvc", *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    return subprocess.run(["git", *identity, *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def ran(printed: str) -> set[str]:
+    """The stages whose commands were executed."""
+    return set(re.findall(r"Running stage '([^']+)'", printed))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A clone of the files that git knows, on the tiny preset, after its first `dvc repro`, committed."""
+    folder = tmp_path_factory.mktemp("clone")
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in tracked.stdout.decode().splitlines():
+        if (ROOT / name).is_file() and not name.startswith("metrics/") and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    shutil.copy(folder / "presets/tiny.yaml", folder / "params.yaml")
+    git(folder, "init", "--quiet")
+    printed = dvc(folder, "repro")
+    assert "full report: metrics/report.md" in printed
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "first")
+    yield folder
+
+
+@pytest.fixture
+def fresh(clone: Path) -> Iterator[Path]:
+    """The clone as committed, before and after a test."""
+    yield clone
+    git(clone, "reset", "--hard", "--quiet")
+    dvc(clone, "checkout", "--force")
+
+
+def change(folder: Path, name: str, pattern: str, replacement: str) -> None:
+    path = folder / name
+    text, count = re.subn(pattern, replacement, path.read_text(encoding="utf-8"), count=1, flags=re.M)
+    assert count == 1, f"{pattern} is not in {name}"
+    path.write_text(text, encoding="utf-8")
+
+
+def of(*names: str) -> set[str]:
+    """`eval` and `safety` of these checkpoints."""
+    return {f"{stage}@{name}" for stage in ("eval", "safety") for name in names}
+
+
+DPO = {"dpo", *of("dpo"), "report"}
+SFT = {"sft", *of("sft"), *DPO}
+DEMONSTRATIONS = {f"{stage}@demonstrations" for stage in ("choose", "fetch-corpus", "sample")}
+COMPARISONS = {f"{stage}@comparisons" for stage in ("choose", "fetch-corpus", "sample")}
+
+EVAL = {f"eval@{name}" for name in ("base", "sft", "dpo")}
+SAFETY = {f"safety@{name}" for name in ("base", "sft", "dpo")}
+
+# What is edited, and the exact set of stages that runs after it. The README shows this table.
+RERUNS: dict[str, tuple[tuple[str, str, str] | None, set[str]]] = {
+    "nothing": (None, set()),
+    "an unused corpus": (("alignment/corpora/orca.py", r"\Z", "# edited\n"), set()),
+    # Its rows come out the same, so nothing after `sample` runs.
+    "the used corpus": (
+        ("alignment/corpora/lima.py", r"\Z", "# edited\n"),
+        {"fetch-corpus@demonstrations", "sample@demonstrations"},
+    ),
+    "a comment in report": (("stages/report.py", r"\Z", "# edited\n"), {"report"}),
+    "safety.limit": (("params.yaml", r"^  limit: 60", "  limit: 50"), {*SAFETY, "report"}),
+    "one item limit": (("params.yaml", r"piqa=5", "piqa=20"), {*EVAL, "report"}),
+    "dpo.beta": (("params.yaml", r"^  beta: 0.1", "  beta: 0.2"), DPO),
+    "preferences": (("params.yaml", r"^preferences: hh", "preferences: shp"), {*COMPARISONS, *DPO}),
+    "sft.learning_rate": (("params.yaml", r"^(sft:\n  learning_rate:) \S+", r"\1 2.0e-3"), SFT),
+    "data": (("params.yaml", r"^data: lima", "data: orca"), {*DEMONSTRATIONS, *SFT}),
+    "seed": (
+        ("params.yaml", r"^seed: 0", "seed: 1"),
+        {"sample@demonstrations", "sample@comparisons", *SFT},
+    ),
+}
+
+
+@pytest.mark.parametrize("edited", RERUNS)
+def test_only_what_depends_on_a_change_is_rebuilt(edited: str, fresh: Path) -> None:
+    edit, expected = RERUNS[edited]
+    if edit:
+        change(fresh, *edit)
+    assert ran(dvc(fresh, "repro")) == expected
+
+
+def test_going_back_restores_from_the_run_cache(fresh: Path) -> None:
+    before = files.sha256(fresh / "metrics/report.md")
+    change(fresh, "params.yaml", r"^preferences: hh", "preferences: shp")
+    dvc(fresh, "repro")
+    change(fresh, "params.yaml", r"^preferences: shp", "preferences: hh")
+    printed = dvc(fresh, "repro")
+    # The report is kept in git, not in the cache, so DVC writes it again.
+    assert ran(printed) <= {"report"}
+    assert "Stage 'dpo' is cached - skipping run" in printed
+    assert files.sha256(fresh / "metrics/report.md") == before
+
+
+REFUSALS = {
+    "an unknown dataset": (("params.yaml", r"^data: lima", "data: oraca"), ["'oraca'", "hh, lima, orca, own, shp"]),
+    "no comparisons": (
+        ("params.yaml", r"^preferences: hh", "preferences: lima"),
+        ["'lima' has no comparisons", "hh, own, shp"],
+    ),
+    "an unknown flag": (("params.yaml", r"^  rank: 4", "  rnak: 4"), ["No such option", "--rnak", "--rank"]),
+}
+
+
+@pytest.mark.parametrize("wrong", REFUSALS)
+def test_a_refusal_names_the_way_out_and_leaves_the_rest(wrong: str, fresh: Path) -> None:
+    edit, wanted = REFUSALS[wrong]
+    kept = {name: files.tree_sha256(fresh / name) for name in ("models/base", "data/raw/benchmarks", "models/dpo")}
+    change(fresh, *edit)
+    printed = dvc(fresh, "repro", code=255)
+    for words in wanted:
+        assert words in printed
+    for name, tree in kept.items():
+        assert files.tree_sha256(fresh / name) == tree
+    assert not list(fresh.rglob(".*.partial"))
+    assert command.RESTORE in printed or "Usage:" in printed
+    for words in command.RESTORE.split(" && "):
+        subprocess.run(words.split(), cwd=fresh, check=True, env=ENVIRONMENT)
+    assert not ran(dvc(fresh, "repro"))
+
+
+def test_a_mirror_that_lacks_a_file_is_refused_with_what_is_there(fresh: Path, tmp_path: Path) -> None:
+    shutil.copytree(fresh / "data/mini", tmp_path / "mirror")
+    (tmp_path / "mirror/baber/piqa/piqa_validation.parquet").unlink()
+    (tmp_path / "mirror/baber/piqa/piqa_test.parquet").touch()
+    printed = dvc(fresh, "exp", "run", "--set-param", f"source={tmp_path / 'mirror'}", code=255)
+    assert "nothing matches 'piqa_validation.parquet'" in printed
+    assert "piqa_test.parquet" in printed
+
+
+def test_experiments_line_up_in_one_set_of_columns(fresh: Path) -> None:
+    dvc(fresh, "exp", "run", "--set-param", "preferences=shp", "--name", "with-shp")
+    shown = dvc(fresh, "exp", "show", "--csv")
+    header, *lines = [line.split(",") for line in shown.splitlines() if line]
+    assert len({column.strip() for column in header}) == len(header)
+    names = [line[header.index("Experiment")] for line in lines]
+    assert "with-shp" in names
+    filled = [i for i, column in enumerate(header) if column.startswith("metrics/")]
+    assert filled
+    for line in lines:
+        if line[header.index("Experiment")] == "with-shp":
+            assert all(line[i] for i in filled if "se" not in header[i])
+    assert "dpo.json" in dvc(fresh, "metrics", "diff", "HEAD", "with-shp")
+    dvc(fresh, "plots", "diff", "HEAD", "with-shp", "--out", "plots")
+    assert (fresh / "plots/index.html").is_file()

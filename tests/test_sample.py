@@ -1,0 +1,161 @@
+"""The stage `sample`: rows in, a table and an account out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from alignment import benchmarks, chat, corpora, curation, files, models, pins
+from alignment.chat import Template
+from alignment.command import Refused
+from alignment.corpora import Cause, Role
+from stages import sample
+
+MINI = Path(__file__).parents[1] / "data/mini"
+LIMITS: dict[str, Any] = {
+    "rows": 10**6,
+    "heldout": 10**6,
+    "heldout_share": 0.3,
+    "max_prompt_tokens": 10**6,
+    "max_tokens": 10**6,
+    "contamination_ngram": 13,
+    "malformed": 0,
+    "template": Template.chatml,
+    "seed": 0,
+    "item_seed": 0,
+}
+ROWS = [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(12)]
+
+Sample = Callable[..., tuple[list[dict[str, Any]], dict[str, float]]]
+
+
+@pytest.fixture(scope="session")
+def benchmark_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for task, repository in pins.BENCHMARKS.items():
+        (folder / task).symlink_to(MINI / repository.name, target_is_directory=True)
+    return folder
+
+
+@pytest.fixture
+def run(tiny: Path, benchmark_folder: Path, tmp_path: Path) -> Sample:
+    """Run the stage on rows of `own`, or on a fetched folder; give back its table and its metrics."""
+
+    def run(raw: Path | list[Any], name: str = "out", corpus: str = "own", **change: Any) -> Any:
+        if isinstance(raw, list):
+            (tmp_path / "raw").mkdir(exist_ok=True)
+            (tmp_path / "raw/own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in raw))
+            raw = tmp_path / "raw"
+        out, metrics = tmp_path / name / "rows.parquet", tmp_path / name / "metrics.json"
+        options = {"role": Role.demonstrations, "corpus": corpus, **LIMITS, **change}
+        sample.main(raw, tiny, benchmark_folder, out, metrics, **options)
+        return pq.read_table(out).to_pylist(), files.read_json(metrics)
+
+    return run
+
+
+def test_rows_get_a_split_and_every_row_a_place_in_the_account(run: Sample) -> None:
+    rows, metrics = run([*ROWS, {"prompt": "", "completion": "A"}], rows=4)
+    assert metrics["rows.kept"] == sum(row["split"] == "train" for row in rows) == 4
+    assert (
+        metrics["rows.heldout"] == sum(row["split"] == "heldout" for row in rows) == 12 - 4 - metrics["rows.not_needed"]
+    )
+    assert (metrics["rows.read"], metrics["dropped.empty_turn"]) == (13, 1)
+    assert len({row["id"] for row in rows}) == len(rows)
+
+
+def test_figures_of_tokens_are_those_of_the_rows_to_train_on(run: Sample, tiny: Path) -> None:
+    rows, metrics = run(ROWS)
+    encoded = chat.Chat(models.tokenizer(tiny), Template.chatml)
+    lengths = [len(encoded.demonstration(row["messages"])["input_ids"]) for row in rows if row["split"] == "train"]
+    assert metrics["tokens.total"] == sum(lengths)
+
+
+@pytest.mark.parametrize(("limit", "cause"), [("max_prompt_tokens", "long_prompt"), ("max_tokens", "long")])
+def test_long_rows_are_dropped_and_counted_and_no_error(run: Sample, limit: str, cause: str) -> None:
+    long = (
+        {"prompt": "Question? " * 40, "completion": "A"}
+        if cause == "long_prompt"
+        else {"prompt": "Q", "completion": "A " * 300}
+    )
+    rows, metrics = run([*ROWS, long], **{limit: 200})
+    assert (len(rows), metrics[f"dropped.{cause}"], metrics["rows.read"]) == (12, 1, 13)
+
+
+def test_the_limit_on_prompts_counts_what_the_template_adds(run: Sample, tiny: Path) -> None:
+    encoded = chat.Chat(models.tokenizer(tiny), Template.chatml)
+    exact = max(len(encoded.prompt([{"role": "user", "content": row["prompt"]}])) for row in ROWS)
+    assert run(ROWS, max_prompt_tokens=exact)[1]["dropped.long_prompt"] == 0
+    assert run(ROWS, max_prompt_tokens=exact - 1)[1]["dropped.long_prompt"] == 2  # questions 10 and 11
+
+
+def test_nothing_left_is_refused_with_the_causes_and_writes_nothing(run: Sample, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"of 12 demonstrations of 'own' none is left(.|\n)*long: 12(.|\n)*`sample`"):
+        run(ROWS, max_tokens=3)
+    with pytest.raises(Refused, match="none is left to train on"):
+        run(ROWS, heldout_share=1)
+    with pytest.raises(Refused, match="none is left to hold out"):
+        run(ROWS, heldout_share=0)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".rows.parquet.lock"}
+
+
+def test_malformed_rows_stop_the_stage_unless_allowed(run: Sample) -> None:
+    rows = [*ROWS, {"text": "another shape"}]
+    with pytest.raises(Refused, match=r"own\.jsonl:13: found the columns text, wanted 'prompt'"):
+        run(rows)
+    assert run(rows, malformed=1)[1]["dropped.malformed"] == 1
+
+
+def test_a_set_without_the_role_is_refused(run: Sample) -> None:
+    with pytest.raises(Refused, match="'lima' has no comparisons"):
+        run([], corpus="lima", role=Role.comparisons)
+
+
+@pytest.mark.parametrize("task", benchmarks.BENCHMARKS)
+def test_a_benchmark_s_item_never_trains(run: Sample, benchmark_folder: Path, task: str) -> None:
+    texts = [benchmarks.BENCHMARKS[task].text(row) for row in benchmarks.items(benchmark_folder, task)]
+    question, answer = max(texts, key=lambda text: len(" ".join(text)))
+    _, metrics = run([*ROWS, {"prompt": f"Look: {question}", "completion": answer or "Yes."}])
+    found = {name for name, count in metrics.items() if name.startswith("contaminated.") and count}
+    assert (metrics["dropped.contaminated"], found) == (1, {f"contaminated.{task}"})
+
+
+@pytest.fixture
+def trained(run: Sample) -> Callable[..., tuple[list[dict[str, Any]], dict[str, float]]]:
+    """The embedded rows of a set."""
+
+    def trained(corpus: str, role: Role, **change: Any) -> Any:
+        source = MINI / "own" if corpus == "own" else MINI / corpora.load(corpus).SOURCE.name
+        return run(source, f"{corpus}-{role}", corpus, role=role, **change)
+
+    return trained
+
+
+SETS = [("hh", Role.comparisons), ("shp", Role.comparisons), ("hh", Role.demonstrations), ("lima", Role.demonstrations)]
+SETS += [("orca", Role.demonstrations), ("shp", Role.demonstrations)]
+
+
+def test_all_sets_have_the_same_columns_of_metrics(trained: Sample) -> None:
+    columns = []
+    for corpus, role in SETS:
+        rows, metrics = trained(corpus, role)
+        columns.append(list(metrics))
+        assert list(rows[0]) == curation.SCHEMAS[role].names
+        assert sum(metrics[name] for name in metrics if name.startswith("dropped.")) == (
+            metrics["rows.read"] - metrics["rows.kept"] - metrics["rows.heldout"] - metrics["rows.not_needed"]
+        )
+        assert {row["split"] for row in rows} == {"train", "heldout"}
+    assert all(names == columns[0] for names in columns)
+    assert {f"dropped.{cause}" for cause in Cause} < set(columns[0])
+    assert {f"contaminated.{task}" for task in benchmarks.BENCHMARKS} < set(columns[0])
+
+
+def test_equal_inputs_give_equal_bytes(run: Sample, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run(MINI / "Anthropic/hh-rlhf", name, "hh", role=Role.comparisons, rows=40, heldout=8)
+    assert files.tree_sha256(tmp_path / "one") == files.tree_sha256(tmp_path / "two")
+    run(MINI / "Anthropic/hh-rlhf", "three", "hh", role=Role.comparisons, rows=40, heldout=8, seed=1)
+    assert files.sha256(tmp_path / "three/rows.parquet") != files.sha256(tmp_path / "one/rows.parquet")

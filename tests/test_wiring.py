@@ -1,0 +1,137 @@
+"""Law 3: what a stage imports and reads is what dvc.yaml says it depends on; presets have the keys of params.yaml."""
+
+import ast
+import inspect
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from stages import choose, dpo, eval, fetch, report, safety, sample, sft
+
+ROOT = Path(__file__).parents[1]
+MAINS = {
+    "choose": choose.main,
+    "sample": sample.main,
+    "sft": sft.main,
+    "dpo": dpo.main,
+    "eval": eval.main,
+    "safety": safety.main,
+    "report": report.main,
+}
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, Any]:
+    """DVC's own view of the stages, after templating."""
+    return {stage.name: stage for stage in Repo(str(ROOT)).index.stages}
+
+
+def imports(path: Path) -> set[Path]:
+    """The modules of this project that a file imports, wherever in it; for packages, what they define."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            module = ROOT / name.replace(".", "/")
+            found |= {file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file()}
+    return found
+
+
+def closure(path: Path) -> set[str]:
+    """A script and all that it imports, in turn, without empty package files."""
+    seen: set[Path] = set()
+    left = {path}
+    while left:
+        file = left.pop()
+        seen.add(file)
+        left |= imports(file) - seen
+    empty = {ROOT / "alignment/__init__.py", ROOT / "stages/__init__.py"}
+    return {file.relative_to(ROOT).as_posix() for file in seen - empty}
+
+
+def test_code_dependencies_are_the_imports(stages: dict[str, Any]) -> None:
+    for name, stage in stages.items():
+        command = shlex.split(stage.cmd.replace('"$(dvc cache dir)/', '"'))
+        script = next(word for word in command if word.startswith("stages.")).replace(".", "/") + ".py"
+        # A corpus is imported by its name, which the imports of the script do not show.
+        corpus = {path for path in _paths(stage.deps) if path.startswith("alignment/corpora/")} - closure(ROOT / script)
+        assert len(corpus) == (1 if name.startswith(("fetch-corpus", "sample")) else 0), name
+        wanted = closure(ROOT / script).union(*(closure(ROOT / path) for path in corpus))
+        assert {path for path in _paths(stage.deps) if path.endswith(".py")} == wanted, name
+
+
+def test_file_arguments_are_dependencies_or_outputs(stages: dict[str, Any]) -> None:
+    for name, stage in stages.items():
+        known = _paths(stage.deps) | _paths(stage.outs)
+        words = [word for word in shlex.split(stage.cmd) if "/" in word and "$(" not in word and word[0] != "-"]
+        for word in words:
+            inside = any(path == word or path.startswith(f"{word}/") for path in known)
+            assert inside, f"{name}: {word} is neither a dependency nor an output"
+
+
+def _paths(items: Any) -> set[str]:
+    return {item.def_path for item in items}
+
+
+def test_every_option_is_given_by_the_command(stages: dict[str, Any]) -> None:
+    for name, stage in stages.items():
+        script = name.partition("@")[0]
+        if script not in MAINS:
+            continue
+        given = {word[2:] for word in shlex.split(stage.cmd) if word.startswith("--")}
+        assert given == options(MAINS[script]), name
+
+
+def options(main: Any) -> set[str]:
+    """The options of a stage: its parameters that Typer makes flags of."""
+    return {
+        parameter.name
+        for parameter in inspect.signature(main).parameters.values()
+        if type(parameter.annotation.__metadata__[0]).__name__ == "OptionInfo"
+    }
+
+
+def test_options_have_help_and_no_default() -> None:
+    for main in [*MAINS.values(), fetch.model, fetch.corpus, fetch.benchmarks, fetch.safety]:
+        for parameter in inspect.signature(main).parameters.values():
+            assert parameter.default is inspect.Parameter.empty, f"{main.__module__}: {parameter.name}"
+            assert parameter.annotation.__metadata__[0].help, f"{main.__module__}: {parameter.name}"
+
+
+def keys(value: Any, prefix: str = "") -> set[str]:
+    """Dotted names of all keys."""
+    if not isinstance(value, dict):
+        return {prefix}
+    return {name for key, inner in value.items() for name in keys(inner, f"{prefix}.{key}")}
+
+
+@pytest.mark.parametrize("preset", ["paper", "tiny"])
+def test_presets_have_the_keys_of_params(preset: str) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    other = yaml.safe_load((ROOT / f"presets/{preset}.yaml").read_text(encoding="utf-8"))
+    assert keys(other) == keys(params)
+    assert [item.partition("=")[0] for item in other["eval"]["items"]] == [
+        item.partition("=")[0] for item in params["eval"]["items"]
+    ]
+
+
+def test_base_depends_on_nothing_that_varies(stages: dict[str, Any]) -> None:
+    for name in ("eval@base", "safety@base"):
+        assert "--seed" not in shlex.split(stages[name].cmd)
+        assert not {path for path in _paths(stages[name].deps) if "sampled" in path or "/sft" in path}
+
+
+def test_no_room_is_called_utils() -> None:
+    for path in [*(ROOT / "alignment").rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
+        assert path.stem not in {"utils", "common", "helpers", "manager", "handler"}
+    for path in (ROOT / "stages").glob("*.py"):
+        assert not {file for file in imports(path) if file.parent.name == "stages" and file.stem != "__init__"}
