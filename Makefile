@@ -4,9 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PRESET ?= paper
 CHECKPOINT ?= dpo
+SOURCE ?= mini
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check preset export
+.PHONY: repro test check preset export bench agree
 
 repro: .venv  ## rebuild what has changed, and show the table
 	dvc repro
@@ -24,6 +25,16 @@ preset:  ## params.yaml becomes a preset; `git checkout params.yaml` returns
 
 export: .venv  ## a merged Hugging Face folder of models/$(CHECKPOINT) in models/export/
 	python -m stages.export models/base models/$(CHECKPOINT) models/export/$(CHECKPOINT) metrics
+
+bench: .venv models/base  ## the scoring engine's speed beside the peers', in one run; about 30 minutes on two cores
+	python -m benchmarks.speed models/base --source $(SOURCE) --shape none --dtype float32 --device cpu \
+		--token-budget 512 --scale 1 --pairs 7 --batches 1 --batches 2 --batches 4
+
+agree: .venv models/base  ## our log-likelihoods against lm-eval's own class; about an hour on two cores
+	python -m benchmarks.agree models/base --source $(SOURCE) --items 220 --token-budget 512
+
+models/base:
+	dvc repro fetch@model
 
 .venv: requirements.lock
 	$(PYTHON) -m venv .venv

@@ -57,14 +57,18 @@ BENCHMARKS = {
 
 
 def paths(folder: Path, task: str) -> list[Path]:
-    """The files of a task's scored split, in order.
+    """The files of a task's scored split, in order: of a task that is not of the study, all that were fetched for it.
 
     Raises:
         Refused: there are none.
     """
-    found = sorted((folder / task).glob(BENCHMARKS[task].files))
+    pattern = BENCHMARKS[task].files if task in BENCHMARKS else "**/*.*"
+    found = sorted(path for path in (folder / task).glob(pattern) if path.name != "provenance.json")
     if not found:
-        raise Refused(f"{folder / task} has no {BENCHMARKS[task].files}; run `dvc repro fetch@benchmarks`")
+        known = (
+            "run `dvc repro fetch@benchmarks`" if task in BENCHMARKS else "name it in `more_benchmarks` of params.yaml"
+        )
+        raise Refused(f"{folder / task} has no {pattern}; {known}")
     return found
 
 

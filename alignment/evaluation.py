@@ -1,31 +1,34 @@
 """Benchmarks scored by lm-eval on pinned local files, and greedy answers to read.
 
-In: a model, the fetched benchmarks, how many items of each task. Out: one row an item with its log-likelihoods and
-outcome, the metrics made of these rows, and the answers to eight fixed prompts.
+In: an lm-eval `LM`, the fetched benchmarks, how many items of each task. Out: one row an item with its log-likelihoods
+and outcome, the metrics made of these rows, and the answers to eight fixed prompts.
 
 Prompts, targets and metrics are lm-eval's own: its task definitions are loaded as they stand, and only the source of
-their rows is replaced. What scores the requests is an lm-eval `LM`: its own Hugging Face class here, and any other
-that has a `loglikelihood`.
+their rows is replaced. What scores the requests is an lm-eval `LM`: `alignment.harness` here, and any other that has
+a `loglikelihood`.
 """
 
 import contextlib
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from alignment import benchmarks, files, records, stats
 from alignment.benchmarks import BENCHMARKS
-from alignment.chat import Chat, Text
+from alignment.chat import Chat
 from alignment.command import Refused
+from alignment.likelihood import processes
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -100,15 +103,12 @@ def limits(entries: Sequence[str]) -> dict[str, int | None]:
     """Parse entries such as `piqa=16` or `piqa=all` into a number of items a task, None for all.
 
     Raises:
-        Refused: an entry has another form, or names an unknown task or one twice.
+        Refused: an entry has another form, or names one task twice, or one that cannot be scored.
     """
     found: dict[str, int | None] = {}
     for entry in entries:
         task, _, count = entry.partition("=")
-        if task not in BENCHMARKS:
-            raise Refused(
-                f"there is no task {task!r} in `eval.items` of params.yaml; the tasks are {', '.join(BENCHMARKS)}"
-            )
+        scoring(task)
         if count != "all" and not (count.isdecimal() and int(count)):
             raise Refused(
                 f"the entry {entry!r} in `eval.items` of params.yaml has the wrong form; "
@@ -120,12 +120,45 @@ def limits(entries: Sequence[str]) -> dict[str, int | None]:
     return found
 
 
+class Scoring(NamedTuple):
+    """What is scored of a task, and by what, in lm-eval's names."""
+
+    metric: str
+    split: str
+
+
+@lru_cache
+def scoring(task: str) -> Scoring:
+    """The study's choice for its own benchmarks; of another task the test split, and acc_norm where it has it.
+
+    Raises:
+        Refused: lm-eval has no such task, or it is not multiple choice.
+    """
+    if task in BENCHMARKS:
+        return Scoring(BENCHMARKS[task].metric, BENCHMARKS[task].split)
+    stock = _stock(task, "")
+    kind, metrics = stock.get("output_type"), {entry["metric"] for entry in stock.get("metric_list", [])}
+    if kind != "multiple_choice" or not metrics & set(PREDICTION):
+        why = "needs generated text" if kind == "generate_until" else "does not choose among given answers"
+        raise Refused(
+            f"the task {task!r} in `eval.items` of params.yaml {why} (its output_type is {kind}), and `eval` scores "
+            "multiple choice alone; remove it, and use `lm_eval --model hf` on `make export` for it"
+        )
+    return Scoring("acc_norm" if "acc_norm" in metrics else "acc", stock.get("test_split") or stock["validation_split"])
+
+
+def _stock(task: str, subject: str) -> dict[str, Any]:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return dict(load_yaml(definition(task, subject)))
+
+
 def items(folder: Path, task: str, limit: int | None, item_seed: int) -> list[Part]:
     """The items of a task that are scored: the same for every checkpoint, more of them a superset.
 
     Args:
         folder: the fetched benchmarks.
-        task: one of `BENCHMARKS`.
+        task: a task that `scoring` knows.
         limit: items are kept whose keyed hash is below `limit` / all items, or all of them for None.
         item_seed: the key.
 
@@ -134,8 +167,8 @@ def items(folder: Path, task: str, limit: int | None, item_seed: int) -> list[Pa
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     for path in benchmarks.paths(folder, task):
-        subject = path.parent.name if "{subject}" in DEFINITIONS[task] else ""
-        if not _definition(task, subject).is_file():
+        subject = path.parent.name if "{subject}" in DEFINITIONS.get(task, "") else ""
+        if not definition(task, subject).is_file():
             raise Refused(f"{path}: lm-eval has no {task} of the subject {subject!r}; remove that folder")
         rows.setdefault(subject, []).extend(row for _, row in records.rows(path))
     total = sum(map(len, rows.values()))
@@ -152,22 +185,32 @@ def items(folder: Path, task: str, limit: int | None, item_seed: int) -> list[Pa
     return [part for part in parts if part.rows]
 
 
-def reference(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch: int) -> "LM":
-    """lm-eval's own Hugging Face class around a model that is already loaded.
+def scorer(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", token_budget: int) -> "LM":
+    """The scoring engine as lm-eval's model class; importing it takes seconds."""
+    from alignment.harness import SharedPrefix
+
+    return SharedPrefix(model, tokenizer, token_budget=token_budget)
+
+
+def score_tasks(lm: "LM", parts: dict[str, list[Part]], done: Path) -> pa.Table:
+    """Score task after task, each once: what a run that was killed has scored is taken from the folder `done`.
 
     Args:
-        model: a base model, or one with its adapter, on its device.
-        tokenizer: its own.
-        batch: requests a forward pass.
+        lm: what computes log-likelihoods; with several processes each calls this, and the first one writes.
+        parts: of each task, from `items`.
+        done: a folder named for all that the scores depend on.
     """
-    from lm_eval.models.huggingface import HFLM
-
-    # lm-eval tokenises itself, with the tokenizer's special tokens or without any. The choice is made here by what the
-    # tokenizer does with plain text: one BOS in front where it puts one, none elsewhere, and never an EOS after it.
-    bos = bool(Text(tokenizer).bos)
-    with _quiet():  # it says that a model given ready ignores options that are not given
-        lm: LM = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, add_bos_token=bos)
-    return lm
+    tables = []
+    for task, kept in parts.items():
+        path = done / f"{task}.parquet"
+        if path.is_file():
+            print(f"resuming: an earlier run with the same inputs had scored {task}", flush=True)
+            tables.append(pq.read_table(path, schema=SCHEMA))
+            continue
+        tables.append(score(lm, kept))
+        if processes().is_main_process:
+            files.write_parquet(path, tables[-1])
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def score(lm: "LM", parts: Sequence[Part]) -> pa.Table:
@@ -192,7 +235,9 @@ def score(lm: "LM", parts: Sequence[Part]) -> pa.Table:
     results = evaluator.evaluate(lm, {"tasks": tasks}, log_samples=True, bootstrap_iters=0)
     rows = []
     for part in parts:
-        scored = [_row(part, tasks[part.name], sample) for sample in results["samples"][part.name]]
+        documents = list(part.rows.items())
+        samples = results["samples"][part.name]
+        scored = [_row(part, documents[sample["doc_id"]], tasks[part.name], sample) for sample in samples]
         _check(part, scored, results["results"][part.name])
         rows += scored
     return pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -202,23 +247,22 @@ def load(parts: Sequence[Part]) -> "dict[str, ConfigurableTask]":
     """lm-eval's tasks over the parts' rows, zero-shot, by name; the index of a document is that of its row."""
     import datasets
     from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._yaml_loader import load_yaml
 
     datasets.disable_progress_bars()
 
     def config(part: Part) -> dict[str, Any]:
-        stock = load_yaml(_definition(part.task, part.subject))
-        split = BENCHMARKS[part.task].split
+        stock = _stock(part.task, part.subject)
+        split = scoring(part.task).split
         own = {key: value for key, value in stock.items() if key not in GROUPING}
-        absent = {key: None for key in SPLITS if stock.get(key) != split}
+        absent = {key: None for key in SPLITS if stock.get(key) != split} | {"num_fewshot": 0}
         return {**own, **absent, "dataset_path": None, "dataset_name": None, "custom_dataset": _source(part, split)}
 
-    with _quiet():  # it explains `custom_dataset` at every use
+    with quiet():  # it explains `custom_dataset` at every use
         return dict(TaskManager(include_defaults=False).load([config(part) for part in parts])["tasks"])
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep lm-eval's warnings back for a while; not while it scores, where it says that an item was cut."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
@@ -239,22 +283,38 @@ def _source(part: Part, split: str) -> Callable[..., Any]:
     return custom_dataset
 
 
-def _definition(task: str, subject: str) -> Path:
+def definition(task: str, subject: str) -> Path:
+    """Where lm-eval defines a task, or a subject's part of it.
+
+    Raises:
+        Refused: it defines no such task.
+    """
     from importlib.util import find_spec
 
     package = find_spec("lm_eval")
     assert package and package.origin
-    return Path(package.origin).parent / "tasks" / DEFINITIONS[task].format(subject=subject)
+    folder = Path(package.origin).parent / "tasks"
+    if task in DEFINITIONS:
+        return folder / DEFINITIONS[task].format(subject=subject)
+    line = re.compile(rf"^task:\s*['\"]?{re.escape(task)}['\"]?\s*$", re.M)
+    for path in sorted(folder.rglob("*.yaml")):
+        if line.search(path.read_text(encoding="utf-8", errors="replace")):
+            return path
+    raise Refused(
+        f"there is no task {task!r} in lm-eval {metadata.version('lm_eval')}, and `eval.items` of params.yaml names it; "
+        f"the study's are {', '.join(BENCHMARKS)}"
+    )
 
 
-def _row(part: Part, task: "ConfigurableTask", sample: dict[str, Any]) -> dict[str, Any]:
-    """One of lm-eval's samples as a row of `SCHEMA`."""
-    row, raw = list(part.rows.items())[sample["doc_id"]]
+def _row(
+    part: Part, document: tuple[int, dict[str, Any]], task: "ConfigurableTask", sample: dict[str, Any]
+) -> dict[str, Any]:
+    """One of lm-eval's samples, of a raw row and where it stands, as a row of `SCHEMA`."""
+    row, raw = document
     loglikelihoods, is_greedy = zip(*sample["filtered_resps"], strict=True)
-    lengths = [len(choice) for choice in task.doc_to_choice(sample["doc"])]
     outcome = {metric: float(sample[metric]) if metric in sample["metrics"] else None for metric in PREDICTION}
-    # A task that computes its own result does so because no single choice is right; its target is a placeholder.
-    gold = None if task.config.process_results else int(sample["target"])
+    choices = task.doc_to_choice(sample["doc"])
+    lengths = [len(choice) for choice in choices]
     for value in (*loglikelihoods, *outcome.values()):
         if value is not None and not math.isfinite(value):
             raise Refused(
@@ -271,10 +331,19 @@ def _row(part: Part, task: "ConfigurableTask", sample: dict[str, Any]) -> dict[s
         "lengths": lengths,
         "chosen": int(np.argmax(loglikelihoods)),
         "chosen_norm": int(np.argmax(np.array(loglikelihoods) / lengths)),
-        "gold": gold,
+        "gold": _gold(task, sample, choices),
         **outcome,
         "version": float(task.VERSION),
     }
+
+
+def _gold(task: "ConfigurableTask", sample: dict[str, Any], choices: list[str]) -> int | None:
+    """The right choice; None where a task computes its own result, because no single one is right."""
+    if task.config.process_results:
+        return None
+    # Where the choices are contexts of one continuation, lm-eval's text says which is right.
+    answer = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
+    return choices.index(answer) if answer in choices else int(answer)
 
 
 def _check(part: Part, rows: list[dict[str, Any]], aggregate: dict[str, Any]) -> None:
@@ -300,37 +369,85 @@ def metrics(table: pa.Table) -> dict[str, Any]:
     """
     rows = table.to_pylist()
     figures: dict[str, Any] = {"lm_eval": metadata.version("lm_eval")}
-    for task in BENCHMARKS:
-        if scored := [row for row in rows if row["task"] == task]:
-            figures |= {f"{task}.{name}": value for name, value in _figures(task, scored).items()}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        scored = [row for row in rows if row["task"] == task]
+        figures |= {f"{task}.{name}": value for name, value in _figures(task, scored).items()}
     return figures
 
 
 def _figures(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    metric = BENCHMARKS[task].metric
+    metric = scoring(task).metric
     (version,) = {row["version"] for row in rows}
     figures = {**stats.of_mean([row[metric] for row in rows]).flat(metric), "version": version}
     for other in PREDICTION:
         if other != metric and rows[0][other] is not None:
             figures[other] = round(float(np.mean([row[other] for row in rows])), stats.DIGITS)
-    return {**figures, **_yes_no(rows, PREDICTION[metric])} if task in YES_NO else figures
+    if task in YES_NO:
+        return {**figures, **_yes_no(rows, PREDICTION[metric])}
+    return {**figures, **_categories(task, rows)} if rows[0]["subject"] else figures
+
+
+def _categories(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The metric in each of lm-eval's categories of subjects, and whether one letter has nearly all answers."""
+    metric = scoring(task).metric
+    of = {subject: category(task, subject) for subject in {row["subject"] for row in rows}}
+    figures = _one_answer([row[PREDICTION[metric]] for row in rows])
+    for name in sorted(set(of.values())):
+        values = [row[metric] for row in rows if of[row["subject"]] == name]
+        figures |= stats.of_mean(values).flat(f"{name}.{metric}")
+    return figures
+
+
+def category(task: str, subject: str) -> str:
+    """lm-eval's category of a subject: stem, humanities, social_sciences or other."""
+    return str(_stock(task, subject)["tag"]).removeprefix(f"{task}_").removesuffix("_tasks")
+
+
+def _one_answer(said: Sequence[int]) -> dict[str, Any]:
+    """Whether all items, or nearly all, have one answer; it looks at answers, whatever their score."""
+    others = len(said) - Counter(said).most_common(1)[0][1]
+    return {"constant": not others, "near_constant": stats.rare(others, len(said))}
 
 
 def _yes_no(rows: list[dict[str, Any]], prediction: str) -> dict[str, Any]:
-    """Balanced accuracy, the rate of Yes, the counts of the 2 x 2 table, and whether one answer has all items."""
+    """What a classifier is judged by.
+
+    Returns:
+        The 2 x 2 counts, balanced accuracy, Matthews' correlation (both null where undefined), the rate of Yes with its
+        Wilson interval, the accuracy of both constant answers on these items, the area under the curve of
+        ll(Yes) - ll(No) against gold, and what the answers forbid to read: `constant`, `near_constant`,
+        `uninformative` (the area's interval covers one half, or there is none).
+    """
     said = Counter((row[prediction], row["gold"]) for row in rows)
     right = {answer: said[answer, answer] for answer in (0, 1)}
     of = {answer: right[answer] + said[1 - answer, answer] for answer in (0, 1)}
     yes = said[1, 1] + said[1, 0]
-    balanced = sum(right[answer] / of[answer] for answer in (0, 1)) / 2 if all(of.values()) else None
+    spread = math.sqrt(of[0] * of[1] * yes * (len(rows) - yes))
+    gold, margin = (
+        np.array([row["gold"] == 1 for row in rows]),
+        np.array([row["loglikelihoods"][1] - row["loglikelihoods"][0] for row in rows]),
+    )
+    everyone = np.ones(len(rows), dtype=np.bool_)
+    area = stats.auc(margin, gold, everyone, np.zeros(len(rows))).estimate(np.arange(len(rows)))
+    low, high = stats.wilson(yes, len(rows))
+    figures = {
+        "balanced_accuracy": sum(right[answer] / of[answer] for answer in (0, 1)) / 2 if all(of.values()) else None,
+        "mcc": (right[0] * right[1] - said[0, 1] * said[1, 0]) / spread if spread else None,
+        "yes_rate": yes / len(rows),
+        "yes_rate_low": low,
+        "yes_rate_high": high,
+        "acc_of_always_yes": of[1] / len(rows),
+        "acc_of_always_no": of[0] / len(rows),
+    }
     return {
-        "balanced_accuracy": None if balanced is None else round(balanced, stats.DIGITS),
-        "yes_rate": round(yes / len(rows), stats.DIGITS),
+        **{name: value if value is None else round(value, stats.DIGITS) for name, value in figures.items()},
+        **area.flat("margin_auc"),
         "true_yes": right[1],
         "false_yes": said[1, 0],
         "true_no": right[0],
         "false_no": said[0, 1],
-        "constant": yes in (0, len(rows)),
+        **_one_answer([row[prediction] for row in rows]),
+        "uninformative": not (area.low > 0.5 or area.high < 0.5),
     }
 
 

@@ -109,6 +109,18 @@ def share(value: Any, key: str) -> float:
     return int(digest(value, key)[:13], 16) / 16**13
 
 
+def unfinished(state: Path, made_from: dict[str, Any]) -> Path:
+    """The folder for what a stage has done so far, named for all that it depends on: its inputs, parameters and code.
+
+    Args:
+        state: a folder outside the stage's outputs, which a killed run leaves behind.
+        made_from: the stage's name as `stage`, and every input and parameter.
+    """
+    house = Path(__file__).parent.parent
+    code = [*sorted((house / "alignment").glob("*.py")), house / "stages" / f"{made_from['stage']}.py"]
+    return state / f"{made_from['stage']}-{digest([made_from, [sha256(path) for path in code]])}"
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

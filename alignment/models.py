@@ -43,10 +43,10 @@ def load_base(folder: Path, dtype: Dtype, device: str) -> "PreTrainedModel":
 
 
 def load(base: Path, checkpoint: Path, dtype: Dtype, device: str, trainable: bool = False) -> "PreTrainedModel":
-    """The model of a checkpoint: the base itself, or the base with the adapter that lies in `checkpoint`.
+    """The model of a checkpoint, in evaluation mode: the base itself, or the base with the adapter in `checkpoint`.
 
     Raises:
-        Refused: the adapter was trained on another base.
+        Refused: the adapter was trained on another base, or changes nothing.
     """
     model = load_base(base, dtype, device)
     if checkpoint == base:
@@ -59,8 +59,24 @@ def load(base: Path, checkpoint: Path, dtype: Dtype, device: str, trainable: boo
             f"{checkpoint} is an adapter on another base than {base}:\n  its lineage.json says {found}\n"
             f"  {base} is {wanted}\ntrain it again with `dvc repro`, or bring its base back with `dvc checkout`"
         )
-    adapted: Any = PeftModel.from_pretrained(model, checkpoint, is_trainable=trainable)
-    return adapted if trainable else adapted.eval()
+    adapted: Any = PeftModel.from_pretrained(model, checkpoint, is_trainable=trainable).eval()
+    if not _changes(adapted):
+        raise Refused(
+            f"the adapter in {checkpoint} changes nothing: with it the model says what {base} says, and would score "
+            "the same; look at its learning rate and its steps, and train it again with `dvc repro --force`"
+        )
+    return adapted
+
+
+def _changes(adapted: Any) -> bool:
+    """Whether an adapter moves any logit of a few tokens."""
+    import torch
+
+    ids = torch.arange(8, device=adapted.device)[None] % adapted.config.vocab_size
+    with torch.inference_mode():
+        tuned = adapted(input_ids=ids).logits
+        with adapted.disable_adapter():
+            return not torch.equal(tuned, adapted(input_ids=ids).logits)
 
 
 def identity(base: Path) -> str:

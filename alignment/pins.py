@@ -3,8 +3,11 @@
 Revisions were read in public code. A training set's pin stands in its own file of `alignment/corpora/`.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
+
+from alignment.command import Refused
 
 
 @dataclass(frozen=True)
@@ -74,3 +77,22 @@ SAFETY = Repository(
     "MIT; ToxiGen: MIT and CDLA-Permissive-2.0",
     host="github",
 )
+
+
+def more(entries: str) -> dict[str, Repository]:
+    """Benchmarks that a user names, by task: entries `task=owner/name@revision:files`, apart by spaces.
+
+    Raises:
+        Refused: an entry has another form, or names a benchmark that is pinned here.
+    """
+    found: dict[str, Repository] = {}
+    for entry in entries.split():
+        match = re.fullmatch(r"(\w+)=([\w.-]+/[\w.-]+)@(\w+):(\S+)", entry)
+        if not match or match[1] in BENCHMARKS:
+            raise Refused(
+                f"the entry {entry!r} in `more_benchmarks` of params.yaml cannot be used; wanted a task of lm-eval "
+                f"besides {', '.join(BENCHMARKS)}, as task=owner/name@revision:files-of-its-scored-split"
+            )
+        task, name, revision, pattern = match.groups()
+        found[task] = Repository(name, revision, (pattern,), "see the hub's page")
+    return found

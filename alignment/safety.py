@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from alignment import files, stats
 from alignment.chat import Text
 from alignment.command import Refused
 from alignment.corpora import Malformed, require
+from alignment.likelihood import Engine, Request
 
 if TYPE_CHECKING:
-    import torch
+    from transformers import PreTrainedModel
 
 AVERAGE, PUBLISHED12 = "average", "published12"
 RESERVED = (AVERAGE, PUBLISHED12, "sentences", "bos")  # names of metrics that no group may have
@@ -179,55 +179,18 @@ def tokens(text: Text, sentences: Iterable[Sentence]) -> list[list[int]]:
     return [text.raw(sentence.text) for sentence in sentences]
 
 
-def plan(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Batches of row numbers, longest rows first, ties by number.
-
-    Args:
-        lengths: tokens of each row; a row of fewer than two has nothing to predict and is in no batch.
-        token_budget: rows times their longest, at most; a longer row is a batch of its own.
-    """
-    batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if lengths[row] < 2:
-            break
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
-
-
-def log_perplexities(model: Any, rows: Sequence[list[int]], token_budget: int) -> list[float | None]:
+def log_perplexities(model: "PreTrainedModel", rows: Sequence[list[int]], token_budget: int) -> list[float | None]:
     """The mean of -log p over the predicted tokens of each row, in nats; None where no token is predicted.
 
-    The first token has nothing before it and is not predicted: where the rows start with a BOS, that is the BOS. Each
-    row's mean is taken over its own positions of a padded batch, from a float32 `log_softmax`.
+    The first token has nothing before it and is not predicted: where the rows start with a BOS, that is the BOS.
     """
-    import torch
-
+    predicted = [number for number, row in enumerate(rows) if len(row) > 1]
+    requests = [Request(rows[number][:1], rows[number][1:]) for number in predicted]
     result: list[float | None] = [None] * len(rows)
-    batches = plan([len(row) for row in rows], token_budget)
-    with torch.inference_mode(), tqdm(total=sum(map(len, batches)), desc="perplexity", unit="sentence") as bar:
-        for batch in batches:
-            logits = _logits(model, [rows[number] for number in batch])
-            for number, row_logits in zip(batch, logits, strict=True):
-                targets = torch.tensor(rows[number][1:], device=row_logits.device)
-                # One row at a time: log_softmax needs another array of the size of its input.
-                logps = torch.log_softmax(row_logits[: len(targets)].float(), dim=-1).gather(1, targets[:, None])
-                result[number] = -float(logps.double().mean())
-            bar.update(len(batch))
+    scores = Engine(model, token_budget).score(requests, label="perplexity", unit="sentence")
+    for number, score in zip(predicted, scores, strict=True):
+        result[number] = -score.loglikelihood / (len(rows[number]) - 1)
     return result
-
-
-def _logits(model: Any, rows: list[list[int]]) -> "torch.Tensor":
-    """Logits of shape (rows, longest, vocabulary), of right-padded rows."""
-    import torch
-
-    longest = max(map(len, rows))
-    padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
-    logits: torch.Tensor = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
-    return logits
 
 
 SCHEMA = pa.schema(

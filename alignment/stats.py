@@ -60,6 +60,18 @@ def interval(value: float, se: float, n: int, degrees: float) -> Estimate:
     return Estimate(value, se, value - half, value + half, n)
 
 
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate of `count` in `n`."""
+    z = float(special.ndtri((1 + LEVEL) / 2))
+    middle, half = count + z * z / 2, z * math.sqrt(count * (n - count) / n + z * z / 4)
+    return (middle - half) / (n + z * z), (middle + half) / (n + z * z)
+
+
+def rare(count: int, n: int) -> bool:
+    """Whether a rate is below 5 % by its one-sided 95 % Clopper-Pearson bound."""
+    return count < n and float(special.betaincinv(count + 1, n - count, LEVEL)) < 1 - LEVEL
+
+
 @dataclass(frozen=True)
 class Statistic:
     """A figure over some of the rows, with what each row contributes to its error.

@@ -190,13 +190,6 @@ def _sequences(row: dict[str, list[int]]) -> Iterator[tuple[int, ...]]:
         yield tuple(row["prompt_ids"] + row["rejected_ids"])
 
 
-def checkpoints(state: Path, made_from: dict[str, Any]) -> Path:
-    """The folder of a run's checkpoints, named for all that it depends on: its inputs, parameters and code."""
-    house = Path(__file__).parent.parent
-    code = [*sorted((house / "alignment").glob("*.py")), house / "stages" / f"{made_from['stage']}.py"]
-    return state / f"{made_from['stage']}-{files.digest([made_from, [files.sha256(path) for path in code]])}"
-
-
 def run(trainer: "Trainer", rows: int) -> None:
     """Train to the end, from the last whole checkpoint in `output_dir` if there is one.
 

@@ -78,7 +78,7 @@ def main(
     train, held = (training.read(comparisons, split) for split in ("train", "heldout"))
     rows, held_rows = encode(chat, train), encode(chat, held)
     policy = models.load(base, sft, dtype, device, trainable=True)
-    checkpoints = training.checkpoints(state, made_from)
+    checkpoints = files.unfinished(state, made_from)
     arguments = settings.arguments(dtype, device, checkpoints, len(rows))
     first = rows[:2]
     sft_logps = reply_logps(policy.eval(), first)

@@ -5,12 +5,13 @@ Out: one row an item as Parquet, greedy answers as JSON lines, metrics.
 """
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from alignment import benchmarks, command, evaluation, files, models
+from alignment import command, evaluation, files, likelihood, models
 from alignment.chat import Chat, Template
 from alignment.models import Dtype
 
@@ -23,29 +24,44 @@ def main(
     answers: Annotated[Path, typer.Argument(help="greedy answers to fixed prompts, as JSON lines")],
     metrics: Annotated[Path, typer.Argument(help="metrics, as JSON")],
     items: Annotated[list[str], typer.Option(help="a task and about how many of its items: piqa=16, or piqa=all")],
-    batch: Annotated[int, typer.Option(help="requests a forward pass", min=1)],
+    token_budget: Annotated[int, typer.Option(help="tokens a forward pass, padding included", min=1)],
     answer_tokens: Annotated[int, typer.Option(help="tokens of an answer, at most", min=1)],
     template: Annotated[Template, typer.Option(help="the chat template, for the answers only")],
     item_seed: Annotated[int, typer.Option(help="which items are scored")],
     dtype: Annotated[Dtype, typer.Option(help="precision")],
     device: Annotated[str, typer.Option(help="cpu or cuda")],
+    state: Annotated[Path, typer.Option(help="folder for tasks scored so far, outside the outputs")],
 ) -> None:
     """Score a checkpoint on the benchmarks."""
-    files.claim(out)
     limits = evaluation.limits(items)
-    # In one order, whatever the order of the list, since batches are planned over all requests.
-    tasks = [task for task in benchmarks.BENCHMARKS if task in limits]
-    parts = [part for task in tasks for part in evaluation.items(benchmark_folder, task, limits[task], item_seed)]
+    world = likelihood.processes(device)
+    if world.is_main_process:
+        files.claim(out)
+    made_from = {
+        "stage": "eval",
+        "base": models.identity(base),
+        "checkpoint": files.tree_sha256(checkpoint),
+        "benchmarks": files.tree_sha256(benchmark_folder),
+        "parameters": [limits, item_seed, token_budget, dtype, device],
+        "versions": {**models.versions(), "lm_eval": metadata.version("lm_eval")},
+    }
     chat = Chat(models.tokenizer(base), template)
     model = models.load(base, checkpoint, dtype, device)
-
-    scored = evaluation.score(evaluation.reference(model, chat.tokenizer, batch), parts)
+    # In one order, whatever the order of the list.
+    tasks = sorted(limits)
+    parts = {task: evaluation.items(benchmark_folder, task, limits[task], item_seed) for task in tasks}
+    done = files.unfinished(state, made_from)
+    scored = evaluation.score_tasks(evaluation.scorer(model, chat.tokenizer, token_budget), parts, done)
+    if not world.is_main_process:
+        return
     replies = evaluation.answers(model, chat, answer_tokens)
 
     files.write_parquet(out, scored)
     files.write_text(answers, "".join(json.dumps(reply, ensure_ascii=False) + "\n" for reply in replies))
     files.write_json(metrics, evaluation.metrics(scored))
-    print(f"{checkpoint}: {len(scored)} items of {len(tasks)} tasks scored")
+    files.remove(done)
+    several = f" by {world.num_processes} processes" if world.num_processes > 1 else ""
+    print(f"{checkpoint}: {len(scored)} items of {len(tasks)} tasks scored{several}")
 
 
 if __name__ == "__main__":

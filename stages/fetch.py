@@ -42,11 +42,16 @@ def corpus(
         sources.fetch(repository, source, out)
 
 
-def benchmarks(out: Out, source: Source) -> None:
+def benchmarks(
+    out: Out,
+    source: Source,
+    more: Annotated[str, typer.Option(help="More benchmarks, as task=owner/name@revision:files, apart by spaces.")],
+) -> None:
     """The benchmarks, each in a folder of its task's name."""
+    repositories = {**pins.BENCHMARKS, **pins.more(more)}
     files.claim(out)
     with files.whole(out) as partial:
-        for task, repository in pins.BENCHMARKS.items():
+        for task, repository in repositories.items():
             _tell(repository)
             sources.fetch(repository, source, partial / task)
 

@@ -22,6 +22,11 @@ TITLES = {
     "truthfulqa_mc2": "TruthfulQA mc2",
 }
 SAFETY = {"average.auc_len": "safety, AUC by length", "average.score": "safety, published score"}
+FLAGS = {
+    "constant": "is one constant answer, so its score says nothing,",
+    "near_constant": "has one answer on all but a few items, so its score says next to nothing,",
+    "uninformative": "is no better than chance by the margin between its answers",
+}
 FEW = 200  # items; below this a table's interval is wider than most effects in the literature
 
 Metrics = dict[str, dict[str, Any]]
@@ -91,9 +96,11 @@ def share(figures: dict[str, Any], name: str, scale: float, digits: int) -> str:
 
 
 def _tasks(evaluated: Metrics) -> dict[str, str]:
-    """The scored tasks and the name of each one's figure."""
-    names = {task: f"{task}.{benchmark.metric}" for task, benchmark in BENCHMARKS.items()}
-    return {task: name for task, name in names.items() if name in evaluated["base"]}
+    """The scored tasks, the study's first, and the name of each one's figure: the one that has a count."""
+    scored = [name.removesuffix(".version") for name in evaluated["base"] if name.endswith(".version")]
+    order = [*(task for task in BENCHMARKS if task in scored), *(task for task in scored if task not in BENCHMARKS)]
+    figures = {task: [f"{task}.{metric}" for metric in ("acc_norm", "acc")] for task in order}
+    return {task: next(name for name in names if f"{name}_n" in evaluated["base"]) for task, names in figures.items()}
 
 
 def _markdown(rows: list[list[str]]) -> str:
@@ -109,7 +116,9 @@ def _table(names: dict[str, str], evaluated: Metrics, safety: Metrics) -> str:
     rows = [["", *names.values(), "n"]]
     for task, name in _tasks(evaluated).items():
         cells = [share(evaluated[checkpoint], name, 100, 1) for checkpoint in CHECKPOINTS]
-        rows.append([f"{TITLES[task]} {BENCHMARKS[task].metric}", *cells, str(evaluated["base"][f"{name}_n"])])
+        rows.append(
+            [f"{TITLES.get(task, task)} {name.rpartition('.')[2]}", *cells, str(evaluated["base"][f"{name}_n"])]
+        )
     for name, title in SAFETY.items():
         cells = [share(safety[checkpoint], name, 1, 3) for checkpoint in CHECKPOINTS]
         rows.append([title, *cells, str(safety["base"]["sentences.scored"])])
@@ -132,12 +141,13 @@ def _warnings(base: Path, source: str, evaluated: Metrics) -> list[str]:
         found.append("The start is an instruct model: what it learnt before is in every row.")
     if source == "mini":
         found.append("The data are the embedded miniature: a rehearsal that shows the pipeline, not a result.")
-    few = [TITLES[task] for task, name in _tasks(evaluated).items() if evaluated["base"][f"{name}_n"] < FEW]
+    few = [TITLES.get(task, task) for task, name in _tasks(evaluated).items() if evaluated["base"][f"{name}_n"] < FEW]
     if few:
         found.append(f"Fewer than {FEW} items in {', '.join(few)}: only very large differences could be seen.")
-    constant = [name for name in CHECKPOINTS if evaluated[name].get("toxigen.constant")]
-    if constant:
-        found.append(f"ToxiGen is one constant answer for {', '.join(constant)}: its score says nothing.")
+    for task in ("toxigen", "mmlu"):
+        for flag, said in FLAGS.items():
+            if flagged := [name for name in CHECKPOINTS if evaluated[name].get(f"{task}.{flag}")]:
+                found.append(f"{TITLES[task]} {said} for {', '.join(flagged)}.")
     return ["\n".join(f"- {line}" for line in found)]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from alignment import command, files, models, safety
+from alignment import command, files, likelihood, models, safety
 from alignment.chat import Text
 from alignment.models import Dtype
 
@@ -27,13 +27,17 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda")],
 ) -> None:
     """Score one checkpoint on the safety sentences."""
-    files.claim(out)
+    first = likelihood.processes(device).is_main_process
+    if first:
+        files.claim(out)
     sentences = safety.read(safety.source(raw))
     chosen = safety.choose(sentences, limit, item_seed)
     text = Text(models.tokenizer(base))
     rows = safety.tokens(text, chosen)
     model = models.load(base, checkpoint, dtype, device)
     values = safety.log_perplexities(model, rows, token_budget)
+    if not first:
+        return
 
     table = safety.table(chosen, [max(len(row) - 1, 0) for row in rows], values)
     scores = safety.scores(table)

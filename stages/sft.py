@@ -54,7 +54,7 @@ def main(
     rows, held_rows = encode(chat, train), encode(chat, held)
     model = models.load_base(base, dtype, device)
     before = heldout_loss(model, held_rows)
-    checkpoints = training.checkpoints(state, made_from)
+    checkpoints = files.unfinished(state, made_from)
     arguments = settings.arguments(dtype, device, checkpoints, len(rows))
     trainer = _trainer(model, chat, rows, [row["id"] for row in train], lora, arguments)
     training.run(trainer, len(rows))

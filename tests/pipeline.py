@@ -33,7 +33,7 @@ def fetch_rows(folder: Path, data: str, preferences: str) -> None:
     """What `sample` reads besides the tokenizer."""
     for role, corpus in ((Role.demonstrations, data), (Role.comparisons, preferences)):
         fetch.corpus(corpus, folder / f"data/raw/{role}", "mini", ROOT / TINY["own"][role])
-    fetch.benchmarks(folder / "data/raw/benchmarks", "mini")
+    fetch.benchmarks(folder / "data/raw/benchmarks", "mini", more="")
 
 
 def sample_role(folder: Path, role: Role, params: Params = TINY, **changes: Any) -> None:
@@ -107,6 +107,8 @@ def measure(folder: Path) -> None:
             folder / f"data/eval/{name}.answers.jsonl",
             folder / f"metrics/eval/{name}.json",
             **TINY["eval"],
+            token_budget=TINY["token_budget"],
+            state=folder / "state",
             template=Template(TINY["template"]),
             item_seed=TINY["item_seed"],
             dtype=Dtype(TINY["dtype"]),
@@ -120,6 +122,7 @@ def measure(folder: Path) -> None:
             folder / f"metrics/safety/{name}.json",
             **{**TINY["safety"], "dtype": Dtype(TINY["safety"]["dtype"])},
             item_seed=TINY["item_seed"],
+            token_budget=TINY["token_budget"],
             device=TINY["device"],
         )
     report.main(

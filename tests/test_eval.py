@@ -1,8 +1,10 @@
 """The stage itself: its files, equal bytes for equal inputs, adapters, refusals before anything heavy is loaded."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(base: Path, checkpoint: Path, folder: Path, out: Path, **changes: Any) -> list[Path]:
     """Run the stage and return its files."""
     written = [out / name for name in ("items.parquet", "answers.jsonl", "metrics.json")]
-    options: dict[str, Any] = {"items": ITEMS, "batch": 2, "answer_tokens": 4, "template": Template.chatml}
-    options |= {"item_seed": 0, "dtype": Dtype.float32, "device": "cpu", **changes}
+    options: dict[str, Any] = {"items": ITEMS, "token_budget": 512, "answer_tokens": 4, "template": Template.chatml}
+    options |= {"item_seed": 0, "dtype": Dtype.float32, "device": "cpu", "state": out / "state", **changes}
     stage.main(base, checkpoint, folder, *written, **options)
     return written
 
@@ -81,9 +83,71 @@ def test_an_adapter_is_scored_on_the_same_items(tiny: Path, adapter: Path, folde
     assert base["loglikelihoods"] != tuned["loglikelihoods"]
 
 
+def test_an_adapter_that_changes_nothing_is_refused(tiny: Path, folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")  # its second factor starts at zero
+    model = get_peft_model(models.load_base(tiny, Dtype.float32, "cpu"), config)
+    models.save_adapter(model, models.tokenizer(tiny), tiny, tmp_path / "sft", {"base": models.identity(tiny)})
+    with pytest.raises(Refused, match="changes nothing"):
+        run(tiny, tmp_path / "sft", folder, tmp_path)
+
+
+def process(base: Path, folder: Path, out: Path, *launch: str) -> "subprocess.Popen[str]":
+    """The stage in processes of its own, each with one thread."""
+    written = [str(out / name) for name in ("items.parquet", "answers.jsonl", "metrics.json")]
+    items = [word for entry in ITEMS for word in ("--items", entry)]
+    options = ["--token_budget", "512", "--answer_tokens", "4", "--template", "chatml", "--item_seed", "0"]
+    options += ["--dtype", "float32", "--device", "cpu", "--state", str(out / "state")]
+    command = [sys.executable, *(launch or ["-m"]), "stages.eval", str(base), str(base), str(folder), *written]
+    return subprocess.Popen(
+        [*command, *items, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def ended(started: "subprocess.Popen[str]") -> str:
+    printed, _ = started.communicate(timeout=300)
+    assert started.returncode == 0, printed
+    return printed
+
+
+def test_two_processes_write_what_one_writes(tiny: Path, folder: Path, tmp_path: Path) -> None:
+    ended(process(tiny, folder, tmp_path / "one"))
+    # On a machine without GPUs this is what starts two processes, over gloo; `--cpu` would start one.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
+    assert "2 processes" in ended(process(tiny, folder, tmp_path / "two", *launch))
+    for name in ("items.parquet", "answers.jsonl", "metrics.json"):
+        assert files.sha256(tmp_path / "one" / name) == files.sha256(tmp_path / "two" / name)
+
+
+def test_killed_between_tasks_it_goes_on_and_ends_with_the_same_bytes(tiny: Path, folder: Path, tmp_path: Path) -> None:
+    ended(process(tiny, folder, tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    started = process(tiny, folder, killed)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("state/*/*.parquet")) and time.monotonic() < deadline:
+        assert started.poll() is None
+        time.sleep(0.002)
+    started.kill()
+    started.communicate()
+    assert not (killed / "items.parquet").exists()
+    scored = [path.stem for path in killed.glob("state/*/*.parquet")]
+    printed = ended(process(tiny, folder, killed))
+    assert scored and all(f"had scored {task}" in printed for task in scored)
+    assert not list(killed.glob("state/*"))
+    for name in ("items.parquet", "answers.jsonl", "metrics.json"):
+        assert files.sha256(tmp_path / "whole" / name) == files.sha256(killed / name)
+
+
 def test_an_unknown_task_is_refused_and_nothing_is_written(tiny: Path, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="no task 'boolq'"):
-        run(tiny, tiny, folder, tmp_path, items=["boolq=3"])
+    with pytest.raises(Refused, match="no task 'boolqq'"):
+        run(tiny, tiny, folder, tmp_path, items=["boolqq=3"])
     assert not list(tmp_path.glob("[!.]*"))
 
 
@@ -95,10 +159,11 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
 
 def test_its_options_are_those_of_the_command_line(tmp_path: Path) -> None:
     paths = ["base", "base", "benchmarks", *(str(tmp_path / name) for name in ("out.parquet", "out.jsonl", "out.json"))]
-    options = ["--items", "boolq=3", "--items", "piqa=all", "--batch", "4", "--answer_tokens", "64"]
+    options = ["--items", "boolqq=3", "--items", "piqa=all", "--token_budget", "64", "--answer_tokens", "64"]
     options += ["--template", "chatml", "--item_seed", "0", "--dtype", "float32", "--device", "cpu"]
+    options += ["--state", str(tmp_path)]
     command = [sys.executable, "-m", "stages.eval", *paths, *options]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert ended.returncode == 1
-    assert "no task 'boolq' in `eval.items`" in ended.stderr
+    assert "no task 'boolqq'" in ended.stderr and "`eval.items`" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -1,6 +1,7 @@
 """Our rows against lm-eval's own run of its stock tasks, which items are kept, and what metrics are made of them."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from alignment.chat import Chat, Template, Text
 from alignment.command import Refused
 from alignment.evaluation import Part
 from alignment.models import Dtype
+from benchmarks import peers
 
 ARC = {
     "id": "a",
@@ -84,39 +86,29 @@ def real(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def lm(tiny: Path) -> Any:
-    """lm-eval's own class around the tiny model, one request a pass."""
-    return evaluation.reference(models.load_base(tiny, Dtype.float32, "cpu"), models.tokenizer(tiny), batch=1)
+    """The scoring engine around the tiny model."""
+    return evaluation.scorer(models.load_base(tiny, Dtype.float32, "cpu"), models.tokenizer(tiny), token_budget=512)
+
+
+@pytest.fixture(scope="session")
+def peer(lm: Any) -> Any:
+    """lm-eval's own class around the same model, one request a pass."""
+    return peers.lm_eval_class(lm.model, lm.tokenizer, batch=1)
 
 
 def all_parts(folder: Path, limit: int | None = None) -> list[Part]:
     return [part for task in benchmarks.BENCHMARKS for part in evaluation.items(folder, task, limit, 0)]
 
 
-def stock(part: Part, folder: Path, cache: Path) -> dict[str, Any]:
-    """lm-eval's task over the whole local file, in lm-eval's own way of loading one (DESIGN, section 6)."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    task = benchmarks.BENCHMARKS[part.task]
-    (path,) = [p for p in benchmarks.paths(folder, part.task) if not part.subject or p.parent.name == part.subject]
-    config = load_yaml(evaluation._definition(part.task, part.subject))
-    for key in ("tag", "group", "task_list"):
-        config.pop(key, None)
-    for key in ("training_split", "validation_split", "test_split", "fewshot_split"):
-        if config.get(key) != task.split:
-            config[key] = None
-    source = {"data_files": {task.split: str(path.resolve())}, "cache_dir": str(cache)}
-    return {**config, "dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": source}
-
-
-def agrees(lm: Any, folder: Path, limit: int | None, cache: Path) -> None:
+def agrees(lm: Any, peer: Any, folder: Path, limit: int | None, cache: Path) -> None:
     """Our table says what `lm_eval.simple_evaluate` says of its stock tasks on the same rows of the same files."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     parts = all_parts(folder, limit)
     theirs = simple_evaluate(
-        model=lm,
-        tasks=[stock(part, folder, cache) for part in parts],
+        model=peer,
+        tasks=[peers.stock(part, folder, cache) for part in parts],
         task_manager=TaskManager(include_defaults=False),
         samples={part.name: list(part.rows) for part in parts},
         bootstrap_iters=0,
@@ -128,31 +120,25 @@ def agrees(lm: Any, folder: Path, limit: int | None, cache: Path) -> None:
         samples = theirs["samples"][part.name]
         assert [row["row"] for row in ours] == [sample["doc_id"] for sample in samples]
         for row, sample in zip(ours, samples, strict=True):
-            pairs = list(zip(row["loglikelihoods"], row["is_greedy"], strict=True))
-            assert pairs == [tuple(pair) for pair in sample["filtered_resps"]]
-            assert row["acc"] == sample["acc"]
+            loglikelihoods, is_greedy = zip(*sample["filtered_resps"], strict=True)
+            assert row["loglikelihoods"] == pytest.approx(loglikelihoods, rel=1e-4, abs=5e-4)
+            assert row["is_greedy"] == list(is_greedy)
+            assert row["acc"] == pytest.approx(sample["acc"], abs=1e-4)
             assert row["acc_norm"] == sample.get("acc_norm")
             assert row["gold"] in (None, sample["target"])
             assert row["version"] == theirs["versions"][part.name]
         for metric in ("acc", "acc_norm"):
             if f"{metric},none" in theirs["results"][part.name]:
                 mean = sum(row[metric] for row in ours) / len(ours)
-                assert mean == pytest.approx(theirs["results"][part.name][f"{metric},none"])
+                assert mean == pytest.approx(theirs["results"][part.name][f"{metric},none"], abs=1e-4)
 
 
-def test_agrees_with_stock_lm_eval(lm: Any, folder: Path, tmp_path: Path) -> None:
-    agrees(lm, folder, None, tmp_path)
+def test_agrees_with_stock_lm_eval(lm: Any, peer: Any, folder: Path, tmp_path: Path) -> None:
+    agrees(lm, peer, folder, None, tmp_path)
 
 
-def test_agrees_with_stock_lm_eval_on_real_items(lm: Any, real: Path, tmp_path: Path) -> None:
-    agrees(lm, real, 5, tmp_path)
-
-
-def test_batches_change_nothing_but_last_digits(lm: Any, folder: Path) -> None:
-    batched = evaluation.reference(lm.model, lm.tokenizer, batch=4)
-    one, four = (evaluation.score(scorer, all_parts(folder)).to_pylist() for scorer in (lm, batched))
-    for a, b in zip(one, four, strict=True):
-        assert a["loglikelihoods"] == pytest.approx(b["loglikelihoods"], abs=1e-3)
+def test_agrees_with_stock_lm_eval_on_real_items(lm: Any, peer: Any, real: Path, tmp_path: Path) -> None:
+    agrees(lm, peer, real, 5, tmp_path)
 
 
 def test_rows_are_kept_in_memory_and_no_cache_is_asked(folder: Path) -> None:
@@ -183,7 +169,7 @@ def test_truthfulqa_has_no_gold_and_mc2_is_the_share_of_the_true(lm: Any, folder
 def test_a_score_that_is_no_number_is_refused(folder: Path, tiny: Path) -> None:
     model = models.load_base(tiny, Dtype.float32, "cpu")
     model.lm_head.weight.data.fill_(math.nan)
-    broken = evaluation.reference(model, models.tokenizer(tiny), batch=1)
+    broken = evaluation.scorer(model, models.tokenizer(tiny), token_budget=512)
     with pytest.raises(Refused, match="piqa, row 0: the score is nan"):
         evaluation.score(broken, evaluation.items(folder, "piqa", None, 0))
 
@@ -210,7 +196,7 @@ def test_bos_stands_where_the_tokenizer_puts_one(lm: Any, tiny: Path) -> None:
         single="$A </s>", special_tokens=[("</s>", closing.eos_token_id)]
     )
     for tokenizer in (without, closing):
-        tokens = evaluation.reference(lm.model, tokenizer, batch=1).tok_encode("Question: x")
+        tokens = peers.lm_eval_class(lm.model, tokenizer, batch=1).tok_encode("Question: x")
         assert tokens == Text(tokenizer).raw("Question: x")
         assert not {bos, tokenizer.eos_token_id} & set(tokens)
 
@@ -226,10 +212,58 @@ def test_a_malformed_limit_is_refused_with_the_form_wanted(entry: str) -> None:
 
 
 def test_unknown_and_repeated_tasks_are_refused() -> None:
-    with pytest.raises(Refused, match=r"no task 'boolq'.*arc_challenge, piqa, hellaswag"):
-        evaluation.limits(["boolq=3"])
+    with pytest.raises(Refused, match=r"no task 'boolqq'.*arc_challenge, piqa, hellaswag"):
+        evaluation.limits(["boolqq=3"])
     with pytest.raises(Refused, match="twice"):
         evaluation.limits(["piqa=3", "piqa=4"])
+
+
+@pytest.mark.parametrize(("task", "why"), [("gsm8k", "needs generated text"), ("wikitext", "does not choose")])
+def test_a_task_that_is_no_choice_among_answers_is_refused_with_the_reason(task: str, why: str) -> None:
+    with pytest.raises(Refused, match=f"'{task}'.*{why}.*output_type"):
+        evaluation.limits([f"{task}=3"])
+
+
+SCIQ = {
+    "question": "What do plants breathe in?",
+    "support": "",
+    "correct_answer": "carbon dioxide",
+    "distractor1": "neon",
+    "distractor2": "chlorine",
+    "distractor3": "helium",
+}
+WINOGRANDE = {
+    "sentence": "The cup did not fit the shelf because the _ was too high.",
+    "option1": "cup",
+    "option2": "shelf",
+    "answer": "1",
+}
+OTHERS: dict[str, tuple[list[dict[str, str]], str, list[int]]] = {
+    "sciq": ([SCIQ, {**SCIQ, "question": "What do people breathe out?"}], "acc_norm", [3, 3]),
+    # Its choices are contexts of one continuation.
+    "winogrande": ([WINOGRANDE, {**WINOGRANDE, "answer": "2"}], "acc", [0, 1]),
+}
+
+
+@pytest.mark.parametrize("task", OTHERS)
+def test_another_multiple_choice_task_of_lm_eval_is_scored_as_lm_eval_does(
+    task: str, lm: Any, peer: Any, tmp_path: Path
+) -> None:
+    rows, metric, gold = OTHERS[task]
+    (tmp_path / task).mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / task / "some-split.parquet")
+    parts = evaluation.items(tmp_path, task, None, 0)
+    ours, theirs = (evaluation.score(scorer, parts) for scorer in (lm, peer))  # each is checked against lm-eval's mean
+    assert ours["gold"].to_pylist() == gold
+    for one, other in zip(ours["loglikelihoods"].to_pylist(), theirs["loglikelihoods"].to_pylist(), strict=True):
+        assert one == pytest.approx(other, abs=5e-4)
+    figures = evaluation.metrics(ours)
+    assert figures[f"{task}.{metric}_n"] == 2 and figures[f"{task}.version"] == 1.0
+
+
+def test_a_task_whose_rows_were_not_fetched_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="more_benchmarks"):
+        evaluation.items(tmp_path, "sciq", None, 0)
 
 
 def rows_of(parts: list[Part]) -> set[tuple[str, int]]:
@@ -273,20 +307,34 @@ def test_an_unknown_subject_is_refused(tmp_path: Path) -> None:
 def row(said: int, gold: int, **columns: Any) -> dict[str, Any]:
     """A row of a table, as far as metrics read it."""
     fixed = {"task": "toxigen", "subject": "", "item": "", "row": 0, "version": 1.0, "acc": 0.0}
-    return {**fixed, "chosen_norm": said, "gold": gold, "acc_norm": float(said == gold), **columns}
+    answers = {"chosen": said, "chosen_norm": said, "gold": gold, "acc_norm": float(said == gold)}
+    return {**fixed, **answers, "loglikelihoods": [-1.0, -1.0 - 0.1 * row_margin(said, gold)], **columns}
+
+
+def row_margin(said: int, gold: int) -> int:
+    """How far below ll(No) a made-up ll(Yes) lies."""
+    return 2 - 2 * said + gold
 
 
 def test_metrics_of_a_yes_no_task() -> None:
-    from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+    from scipy.stats import binomtest
+    from sklearn.metrics import balanced_accuracy_score, confusion_matrix, matthews_corrcoef, roc_auc_score
 
     said, gold = [1, 1, 1, 0, 0, 1, 0], [1, 0, 1, 0, 1, 0, 0]
-    table = pa.Table.from_pylist([row(s, g) for s, g in zip(said, gold, strict=True)], schema=evaluation.SCHEMA)
+    rows = [row(s, g) for s, g in zip(said, gold, strict=True)]
+    table = pa.Table.from_pylist(rows, schema=evaluation.SCHEMA)
     figures = evaluation.metrics(table)
     (true_no, false_yes), (false_no, true_yes) = confusion_matrix(gold, said).tolist()
     assert figures["toxigen.balanced_accuracy"] == round(balanced_accuracy_score(gold, said), 4)
     counts = {"true_no": true_no, "false_yes": false_yes, "false_no": false_no, "true_yes": true_yes}
     assert {name: figures[f"toxigen.{name}"] for name in counts} == counts
-    assert figures["toxigen.yes_rate"] == round(4 / 7, 4)
+    rate = binomtest(4, 7).proportion_ci(method="wilson")
+    wanted = {"yes_rate": 4 / 7, "yes_rate_low": rate.low, "yes_rate_high": rate.high}
+    wanted |= {"mcc": matthews_corrcoef(gold, said), "acc_of_always_yes": 3 / 7, "acc_of_always_no": 4 / 7}
+    wanted["margin_auc"] = roc_auc_score(gold, [yes - no for no, yes in (r["loglikelihoods"] for r in rows)])
+    assert {name: figures[f"toxigen.{name}"] for name in wanted} == {k: round(v, 4) for k, v in wanted.items()}
+    assert figures["toxigen.margin_auc_low"] < 0.5 < figures["toxigen.margin_auc_high"]
+    assert figures["toxigen.uninformative"] is True
     assert figures["toxigen.constant"] is False
     assert figures["toxigen.acc"] == 0.0 and figures["toxigen.acc_norm_n"] == 7
 
@@ -298,7 +346,24 @@ def test_a_constant_answer_is_called_one(said: int) -> None:
     assert figures["toxigen.constant"] is True
     assert figures["toxigen.balanced_accuracy"] == 0.5
     one_class = pa.Table.from_pylist([row(said, 0)], schema=evaluation.SCHEMA)
-    assert evaluation.metrics(one_class)["toxigen.balanced_accuracy"] is None
+    alone = evaluation.metrics(one_class)
+    assert alone["toxigen.balanced_accuracy"] is None and alone["toxigen.mcc"] is None
+    assert alone["toxigen.margin_auc"] is None and alone["toxigen.uninformative"] is True
+
+
+@pytest.mark.parametrize(("others", "near"), [(0, True), (35, True), (36, False)])
+def test_nearly_one_answer_is_flagged_up_to_35_of_940(others: int, near: bool) -> None:
+    rows = [row(1, i % 2) for i in range(940 - others)] + [row(0, i % 2) for i in range(others)]
+    figures = evaluation.metrics(pa.Table.from_pylist(rows, schema=evaluation.SCHEMA))
+    assert figures["toxigen.near_constant"] is near
+    assert figures["toxigen.constant"] is (others == 0)
+
+
+def test_a_margin_that_tells_the_classes_apart_is_informative() -> None:
+    rows = [row(1, gold, loglikelihoods=[-1.0, -2.0 + gold]) for gold in (0, 1) for _ in range(20)]
+    figures = evaluation.metrics(pa.Table.from_pylist(rows, schema=evaluation.SCHEMA))
+    assert figures["toxigen.constant"] is True and figures["toxigen.uninformative"] is False
+    assert figures["toxigen.margin_auc"] == 1.0
 
 
 def test_mmlu_is_the_plain_mean_over_its_items() -> None:
@@ -307,6 +372,14 @@ def test_mmlu_is_the_plain_mean_over_its_items() -> None:
     figures = evaluation.metrics(pa.Table.from_pylist(rows, schema=evaluation.SCHEMA))
     assert figures["mmlu.acc"] == 0.75 and figures["mmlu.acc_n"] == 4
     assert "mmlu.acc_norm" not in figures
+    assert (figures["mmlu.stem.acc"], figures["mmlu.humanities.acc"]) == (1.0, 0.0)
+    assert figures["mmlu.constant"] is True
+
+
+def test_every_subject_has_one_of_four_categories(real: Path) -> None:
+    subjects = {part.subject for part in evaluation.items(real, "mmlu", None, 0)}
+    found = Counter(evaluation.category("mmlu", subject) for subject in subjects)
+    assert found == {"stem": 19, "humanities": 13, "social_sciences": 12, "other": 13}
 
 
 def greedy(model: Any, ids: list[int], tokens: int, eos: int) -> list[int]:

@@ -43,7 +43,7 @@ def test_a_model_lands_with_its_provenance(tmp_path: Path) -> None:
 
 
 def test_every_benchmark_lands_in_its_own_folder(mirror: Path, tmp_path: Path) -> None:
-    ended = fetch("benchmarks", tmp_path / "benchmarks", "--source", mirror)
+    ended = fetch("benchmarks", tmp_path / "benchmarks", "--source", mirror, "--more", "")
     assert ended.returncode == 0, ended.stderr
     assert {path.name for path in (tmp_path / "benchmarks").iterdir()} == set(pins.BENCHMARKS)
     for task, repository in pins.BENCHMARKS.items():
@@ -51,11 +51,27 @@ def test_every_benchmark_lands_in_its_own_folder(mirror: Path, tmp_path: Path) -
         assert (provenance["repository"], provenance["revision"]) == (repository.name, repository.revision)
 
 
+def test_a_benchmark_that_a_user_names_lands_beside_the_study_s(mirror: Path, tmp_path: Path) -> None:
+    (mirror / "allenai/sciq/data").mkdir(parents=True)
+    (mirror / "allenai/sciq/data/test-0.parquet").write_text("a row\n")
+    more = "sciq=allenai/sciq@0123abc:data/test-*.parquet"
+    ended = fetch("benchmarks", tmp_path / "benchmarks", "--source", mirror, "--more", more)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "benchmarks/sciq/data/test-0.parquet").is_file()
+    assert files.read_json(tmp_path / "benchmarks/sciq/provenance.json")["revision"] == "0123abc"
+
+
+@pytest.mark.parametrize("entry", ["sciq", "sciq=allenai/sciq", "piqa=baber/piqa@main:*.parquet"])
+def test_a_benchmark_that_cannot_be_used_is_refused_with_the_form_wanted(entry: str, tmp_path: Path) -> None:
+    ended = fetch("benchmarks", tmp_path / "benchmarks", "--source", "mini", "--more", entry)
+    assert ended.returncode == 1 and "task=owner/name@revision:files" in ended.stderr and entry in ended.stderr
+
+
 def test_benchmarks_are_whole_or_nothing(mirror: Path, tmp_path: Path) -> None:
     missing = list(pins.BENCHMARKS.values())[-1]
     for path in (mirror / missing.name).rglob("*.parquet"):
         path.unlink()
-    ended = fetch("benchmarks", tmp_path / "benchmarks", "--source", mirror)
+    ended = fetch("benchmarks", tmp_path / "benchmarks", "--source", mirror, "--more", "")
     assert ended.returncode == 1 and missing.name in ended.stderr and "Traceback" not in ended.stderr
     assert not (tmp_path / "benchmarks").exists() and not (tmp_path / ".benchmarks.partial").exists()
 

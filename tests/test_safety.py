@@ -164,18 +164,6 @@ def _kept(sentences: list[Sentence], seed: int) -> bool:
 # Perplexities
 
 
-def test_batches_hold_every_row_once_under_the_budget() -> None:
-    lengths = np.random.default_rng(0).integers(41, size=200).tolist()
-    batches = safety.plan(lengths, 64)
-    assert sorted(row for batch in batches for row in batch) == [row for row in range(200) if lengths[row] > 1]
-    assert all(len(batch) * max(lengths[row] for row in batch) <= 64 for batch in batches)
-    assert max(map(len, batches)) > 4
-
-
-def test_a_row_beyond_the_budget_is_a_batch_of_its_own() -> None:
-    assert safety.plan([3, 100, 3, 0, 1, 3], 6) == [[1], [0, 2], [5]]
-
-
 def test_perplexities_are_the_exponential_of_the_model_s_own_loss(tiny: Path) -> None:
     import torch
 

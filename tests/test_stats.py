@@ -150,3 +150,13 @@ def test_deciles_put_an_edge_below_and_merge_equal_edges() -> None:
     assert stats.deciles(np.arange(1, 101)).tolist() == [(i - 1) // 10 for i in range(1, 101)]
     assert stats.deciles([5, 5, 5, 5, 5, 5, 5, 5, 5, 9]).tolist() == [0] * 9 + [1]
     assert stats.deciles([7, 7, 7]).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 5), (3, 7), (7, 7), (35, 940)])
+def test_rates_have_the_intervals_of_scipy(count: int, n: int) -> None:
+    from scipy.stats import binomtest
+
+    ours, theirs = stats.wilson(count, n), binomtest(count, n).proportion_ci(method="wilson")
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    bound = binomtest(count, n, alternative="less").proportion_ci(confidence_level=0.95, method="exact").high
+    assert stats.rare(count, n) is (bound < 0.05)

@@ -1,0 +1,135 @@
+"""The scoring engine as a model class of lm-eval, for its own tasks here and for its command line.
+
+In: a model's folder, or a model and its tokenizer. Out: an lm-eval `LM`, registered as `shared-prefix`, whose
+log-likelihoods are the engine's. What needs generated text is refused.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lm_eval.models  # noqa: F401  # lm-eval registers its own classes only where none is registered yet
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from alignment.chat import Text
+from alignment.command import Refused
+from alignment.likelihood import Engine, Request, processes
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@register_model("shared-prefix")
+class SharedPrefix(TemplateLM):
+    """lm-eval's view of a model that computes shared prefixes once.
+
+    Text is tokenised as data: one BOS where the tokenizer puts one, no EOS, and no control token whatever it says.
+
+    Args:
+        pretrained: a folder of safetensors with its tokenizer, or a model on its device.
+        tokenizer: the tokenizer of a model that is given.
+        peft: an adapter's folder.
+        dtype: float32 or bfloat16, for a folder.
+        device: cpu or cuda, for a folder.
+        token_budget: tokens of a forward pass, padding included.
+        batch_size: what lm-eval's command line passes; `token_budget` stands in its place.
+        max_batch_size: the same.
+    """
+
+    def __init__(
+        self,
+        pretrained: "str | PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        peft: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        token_budget: int = 2048,
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(pretrained, str):
+            from alignment import models
+
+            processes(device)  # each of several processes takes a device of its own
+            folder = Path(pretrained)
+            tokenizer = models.tokenizer(folder)
+            pretrained = models.load_base(folder, models.Dtype(dtype), device)
+            if peft:
+                from peft import PeftModel
+
+                pretrained = PeftModel.from_pretrained(pretrained, peft).eval()  # type: ignore[assignment]
+        assert tokenizer is not None, "a model that is given needs its tokenizer"
+        self.tokenizer = tokenizer
+        self.model = pretrained
+        self.text = Text(tokenizer)
+        self.engine = Engine(self.model, token_budget)
+        # A context comes once with each of its continuations.
+        self._tokens = lru_cache(maxsize=8)(self.text.text)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a continuation that has no context, as in lm-eval's Hugging Face class."""
+        return self.eot_token_id if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Text as tokens, with a BOS where the tokenizer puts one, unless `add_special_tokens` is false."""
+        bos = [] if add_special_tokens is False else self.text.bos
+        return [*bos, *self._tokens(string)]
+
+    def loglikelihood(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """The summed log-probability of each continuation, and whether it is greedy, in the order of the requests."""
+        pairs = [self._pair(*request.args) for request in requests]
+        tasks = {str(request.task_name) for request in requests}
+        label = f"{len(tasks)} tasks" if len(tasks) > 1 else "".join(tasks)
+        items = [(request.task_name, request.doc_id) for request in requests]
+        scores = self.engine.score(pairs, items, label)
+        for request, score in zip(requests, scores, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request.args, tuple(score))
+        return [(score.loglikelihood, score.is_greedy) for score in scores]
+
+    def _pair(self, context: str, continuation: str) -> Request:
+        if context:
+            return Request(*self._encode_pair(context, continuation))
+        return Request([self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False))
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        scores = self.engine.score([Request(context, continuation) for _, context, continuation in requests])
+        return [(score.loglikelihood, score.is_greedy) for score in scores]
+
+    def loglikelihood_rolling(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of each whole text, in windows as long as the model can read, as lm-eval cuts them."""
+        windows: list[Request] = []
+        texts: list[int] = []
+        for number, request in enumerate(requests):
+            cut = get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.engine.longest, context_len=1
+            )
+            windows += [Request(*make_disjoint_window(window)) for window in cut]
+            texts += [number] * (len(windows) - len(texts))
+        totals = [0.0] * len(requests)
+        for number, score in zip(texts, self.engine.score(windows, texts, "texts", "text"), strict=True):
+            totals[number] += score.loglikelihood
+        return totals
+
+    def generate_until(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[str]:
+        """Refused.
+
+        Raises:
+            Refused: always.
+        """
+        raise Refused(
+            f"the task {requests[0].task_name} needs generated text, and this class scores given continuations only; "
+            "take lm-eval's own class for it: --model hf"
+        )

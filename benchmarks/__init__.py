@@ -1,0 +1,1 @@
+"""Speed against the peers, and agreement with them: what `make bench` and `make agree` run."""

@@ -1,0 +1,138 @@
+"""Our log-likelihoods against lm-eval's own Hugging Face class, item by item, both through `simple_evaluate`.
+
+In: a base model's folder and a source of real records. Out: a table in Markdown, and the items on which the two differ.
+Exit code 1 where they differ by more than the tolerance.
+"""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alignment import command, evaluation, models
+from alignment.benchmarks import BENCHMARKS
+from alignment.models import Dtype
+from benchmarks import peers
+
+RELATIVE, ABSOLUTE = 1e-4, 5e-4  # a summed log-probability is within one of them
+MC2 = 1e-4
+JUDGED = 16  # requests a task that float64 is asked about
+
+HEADER = (
+    "| task | items | requests | largest difference, nats | beyond tolerance | other choice | of these ties "
+    "| metric, ours | metric, lm-eval's | off float64, ours | off float64, lm-eval's |\n"
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+)
+
+
+def main(
+    base: Annotated[Path, typer.Argument(help="a base model")],
+    source: Annotated[str, typer.Option(help="mini, hub, or the absolute path of a folder laid out as the hub")],
+    items: Annotated[int, typer.Option(help="items a task, about", min=1)],
+    token_budget: Annotated[int, typer.Option(help="tokens a forward pass of ours", min=1)],
+) -> None:
+    """Compare every log-likelihood and every choice."""
+    tokenizer, model = models.tokenizer(base), models.load_base(base, Dtype.float32, "cpu")
+    ours, theirs = evaluation.scorer(model, tokenizer, token_budget), peers.lm_eval_class(model, tokenizer, 1)
+    exact = models.load_base(base, Dtype.float32, "cpu").double()
+    wrong = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = peers.fetch(source, Path(scratch) / "raw")
+        print(f"\n{items} items a task wanted, {base}, float32, lm-eval at batch size 1\n\n{HEADER}", flush=True)
+        for task in BENCHMARKS:
+            parts = evaluation.items(folder, task, items, 0)
+            mine, peer = (_run(lm, parts, folder, Path(scratch) / "cache") for lm in (ours, theirs))
+            line, found = _compare(task, mine, peer, ours, exact)
+            print(line, flush=True)
+            wrong += found
+    print("\n" + ("\n".join(wrong) or "no item differs beyond the tolerance, in its choice or in its outcome"))
+    if any(not line.startswith("tie") for line in wrong):
+        raise SystemExit(1)
+
+
+def _run(lm: Any, parts: list[evaluation.Part], folder: Path, cache: Path) -> list[dict[str, Any]]:
+    """lm-eval's samples of the parts' items, by `simple_evaluate` on its stock tasks."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    results = simple_evaluate(
+        model=lm,
+        tasks=[peers.stock(part, folder, cache) for part in parts],
+        task_manager=TaskManager(include_defaults=False),
+        samples={part.name: list(part.rows) for part in parts},
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    return [{**sample, "task": part.name} for part in parts for sample in results["samples"][part.name]]
+
+
+def _compare(
+    task: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], lm: Any, exact: Any
+) -> tuple[str, list[str]]:
+    metric = BENCHMARKS[task].metric
+    largest, beyond, choices, ties, wrong = 0.0, 0, 0, 0, []
+    for one, other in zip(ours, theirs, strict=True):
+        name = f"{one['task']}, row {one['doc_id']}"
+        a, b = ([float(pair[0]) for pair in sample["filtered_resps"]] for sample in (one, other))
+        differences = [abs(x - y) for x, y in zip(a, b, strict=True)]
+        largest = max(largest, *differences)
+        far = [d for d, y in zip(differences, b, strict=True) if d > max(ABSOLUTE, RELATIVE * abs(y))]
+        beyond += len(far)
+        wrong += [f"{name}: {d:.2g} nats apart" for d in far]
+        if task == "truthfulqa_mc2":
+            if abs(one[metric] - other[metric]) > MC2:
+                wrong.append(f"{name}: mc2 {one[metric]} and {other[metric]}")
+        elif _choices(one) != _choices(other):
+            choices += 1
+            tie = _gap(other) < 2 * max(ABSOLUTE, RELATIVE * max(map(abs, b)))
+            ties += tie
+            wrong.append(f"{'tie: ' if tie else ''}{name}: another choice, {a} and {b}")
+    means = [sum(float(sample[metric]) for sample in samples) / len(samples) for samples in (ours, theirs)]
+    off = _off(ours, theirs, lm, exact)
+    requests = sum(len(sample["filtered_resps"]) for sample in ours)
+    cells = [task, len(ours), requests, f"{largest:.1e}", beyond, choices, ties, *(f"{m:.6f}" for m in means)]
+    return "| " + " | ".join(map(str, [*cells, *(f"{value:.1e}" for value in off)])) + " |", wrong
+
+
+def _scores(sample: dict[str, Any]) -> list[list[float]]:
+    """The likelihood of each choice, and the same by character."""
+    values = [float(pair[0]) for pair in sample["filtered_resps"]]
+    lengths = [len(pair[1].lstrip()) for pair in sample["arguments"]]
+    return [values, [value / max(length, 1) for value, length in zip(values, lengths, strict=True)]]
+
+
+def _choices(sample: dict[str, Any]) -> list[int]:
+    return [max(range(len(values)), key=values.__getitem__) for values in _scores(sample)]
+
+
+def _gap(sample: dict[str, Any]) -> float:
+    """How far the two best choices are apart, in the closer of the two rankings."""
+    best = [sorted(values)[-2:] for values in _scores(sample)]
+    return min(high - low for low, high in best)
+
+
+def _off(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], lm: Any, exact: Any) -> tuple[float, float]:
+    """The largest distance from float64 over some requests, ours and lm-eval's."""
+    import torch
+
+    pairs = [
+        (arguments, one, other)
+        for mine, other_sample in zip(ours, theirs, strict=True)
+        for arguments, one, other in zip(
+            mine["arguments"], mine["filtered_resps"], other_sample["filtered_resps"], strict=True
+        )
+    ]
+    distances = []
+    for (context, continuation), one, other in pairs[:: math.ceil(len(pairs) / JUDGED)]:
+        start, end = lm._encode_pair(context, continuation)
+        with torch.inference_mode():
+            logits = exact(torch.tensor([[*start, *end][:-1]])).logits[0, len(start) - 1 :]
+        truth = float(torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(end)[:, None]).sum())
+        distances.append((abs(float(one[0]) - truth), abs(float(other[0]) - truth)))
+    return max(mine for mine, _ in distances), max(other for _, other in distances)
+
+
+if __name__ == "__main__":
+    command.run(main, offline=False)

@@ -1,0 +1,487 @@
+"""The scoring engine against one plain forward pass a request, and what it does where sharing prefixes cannot work."""
+
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+
+from alignment import likelihood, models
+from alignment.command import Refused
+from alignment.likelihood import Engine, Request, Score, Tree
+from alignment.models import Dtype
+
+ROOT = Path(__file__).parents[1]
+BYTES = 256
+WIDTH = 64  # the tiny model's
+
+
+def load(tiny: Path, attention: str = "sdpa", dtype: Dtype = Dtype.float32) -> PreTrainedModel:
+    """The tiny model, its weights larger, so that every token it sees moves what it says by far more than rounding."""
+    model = models.load_base(tiny, dtype, "cpu")
+    model.set_attn_implementation(attention)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight *= 4
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> PreTrainedModel:
+    return load(tiny)
+
+
+def oracle(model: PreTrainedModel, requests: Sequence[Request]) -> list[Score]:
+    """One plain forward pass a request, over as many of its last tokens as the model reads."""
+    scores = []
+    for context, continuation in requests:
+        whole = [*context, *continuation][-model.config.max_position_embeddings - 1 :]
+        targets = torch.tensor(list(continuation))
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([whole[:-1]])).logits[0, -len(targets) :].double()
+        logps = logits.log_softmax(-1).gather(1, targets[:, None])
+        scores.append(Score(logps.sum().item(), bool((logits.argmax(-1) == targets).all())))
+    return scores
+
+
+def agree(scores: Sequence[Score], wanted: Sequence[Score]) -> None:
+    """Log-likelihoods within 1e-4 of each other, the greedy mark equal."""
+    assert [score.loglikelihood for score in scores] == pytest.approx(
+        [s.loglikelihood for s in wanted], rel=0, abs=1e-4
+    )
+    assert [score.is_greedy for score in scores] == [score.is_greedy for score in wanted]
+
+
+def tokens(draw: random.Random, low: int, high: int) -> list[int]:
+    return draw.choices(range(BYTES), k=draw.randint(low, high))
+
+
+def nested(seed: int, questions: Sequence[int] = (20, 20, 6)) -> list[Request]:
+    """Shuffled requests that share a preamble, a question, first tokens of a choice, everything, or nothing.
+
+    Args:
+        seed: of the draws.
+        questions: how many each preamble has; by default those of the first two are too many for a row.
+    """
+    draw = random.Random(seed)
+    requests = []
+    for count in questions:
+        preamble = tokens(draw, 80, 80)
+        for _ in range(count):
+            question, first = preamble + tokens(draw, 4, 30), tokens(draw, 1, 3)
+            choices = [tokens(draw, 1, 1), tokens(draw, 1, 1), first, first + tokens(draw, 1, 6), tokens(draw, 2, 9)]
+            requests += [Request(question, choice) for choice in choices]
+            requests.append(Request(question + first, choices[3][len(first) :]))  # one whole, another border
+            requests.append(Request(preamble, question[len(preamble) :]))  # a prefix of the others
+    requests += [Request(tokens(draw, 1, 20), tokens(draw, 1, 8)) for _ in range(10)]
+    requests += draw.sample(requests, 10)  # exact duplicates
+    draw.shuffle(requests)
+    return requests
+
+
+def truthfulqa(seed: int = 0) -> list[Request]:
+    """Thirty questions with six choices each behind one preamble."""
+    draw = random.Random(seed)
+    preamble = tokens(draw, 183, 183)
+    questions = [preamble + tokens(draw, 20, 40) for _ in range(30)]
+    return [Request(question, tokens(draw, 5, 12)) for question in questions for _ in range(6)]
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, model: Any, watch: Callable[..., None]) -> None:
+    """Have `watch` called with the arguments of every forward pass, before it."""
+    forward = model.forward
+
+    def watching(**options: Any) -> Any:
+        watch(**options)
+        return forward(**options)
+
+    monkeypatch.setattr(model, "forward", watching)
+
+
+# Scores
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_scores_are_those_of_plain_forward_passes(tiny: Path, seed: int, attention: str) -> None:
+    model, requests = load(tiny, attention), nested(seed)
+    wanted = oracle(model, requests)
+    for token_budget in (64, 4096):
+        engine = Engine(model, token_budget)
+        agree(engine.score(requests), wanted)
+        assert engine.shares
+        assert engine.tokens[0] < engine.tokens[1] / 3
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_those_requests_have_cached_prefixes_and_trees_in_a_row(seed: int) -> None:
+    tree = Tree(nested(seed), 1 << 16)
+    trees = [span for span in likelihood.rows(tree, WIDTH) if span.high - span.low > 1]
+    assert any(not span.depth for span in trees)
+    prefixes = {tree.sequences[span.low][: span.depth] for span in trees if span.depth}
+    assert len(prefixes) == 2
+    assert len(set(map(len, prefixes))) == 1  # equally long, so that nothing but their tokens tells them apart
+
+
+def test_scores_stand_in_the_order_of_the_requests(model: PreTrainedModel) -> None:
+    requests = nested(3)
+    order = random.Random(0).sample(range(len(requests)), len(requests))
+    engine = Engine(model, 256)
+    scores = engine.score(requests)
+    assert len(set(scores)) > len(requests) / 2
+    assert engine.score([requests[number] for number in order]) == [scores[number] for number in order]
+
+
+def test_a_score_of_many_positions_is_read_off_in_parts(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(likelihood, "HEAD", 7)
+    requests = nested(4)
+    agree(Engine(model, 1024).score(requests), oracle(model, requests))
+
+
+def test_what_greedy_decoding_says_is_greedy_and_nothing_else_is(model: PreTrainedModel) -> None:
+    context = tokens(random.Random(0), 30, 30)
+    with torch.inference_mode():
+        said = list(context)
+        for _ in range(6):
+            said.append(int(model(input_ids=torch.tensor([said])).logits[0, -1].argmax()))
+    greedy = said[len(context) :]
+    wrong = [[*greedy[:place], (greedy[place] + 1) % BYTES, *greedy[place + 1 :]] for place in range(6)]
+    requests = [Request(context, choice) for choice in (greedy, greedy[:1], *wrong)]
+    scores = Engine(model, 256).score(requests)
+    assert [score.is_greedy for score in scores] == [True, True, *[False] * 6]
+    agree(scores, oracle(model, requests))
+
+
+def test_no_requests_have_no_scores(model: PreTrainedModel) -> None:
+    engine = Engine(model, 64)
+    assert engine.score([]) == []
+    assert engine.tokens == (0, 0)
+
+
+# What is computed
+
+
+def test_a_shared_prefix_is_read_once(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = truthfulqa()
+    sequences = [(*context, *continuation)[:-1] for context, continuation in requests]
+    distinct = {sequence[:end] for sequence in sequences for end in range(1, len(sequence) + 1)}
+    engine = Engine(model, 1)  # one row a pass: no padding
+    read: list[int] = []
+    watched(monkeypatch, model, lambda input_ids, **_: read.append(input_ids.numel()))
+    agree(engine.score(requests), oracle(model, requests))
+    assert len(distinct) <= engine.tokens[0] <= 1.1 * len(distinct)
+    assert engine.tokens[1] == sum(map(len, sequences))
+    assert sum(read) == engine.tokens[0] + engine.tokens[1]  # the engine's, and the oracle's
+
+
+@pytest.mark.parametrize("token_budget", [1, 100, 2048])
+@pytest.mark.parametrize("requests", [truthfulqa(), nested(0), nested(1)], ids=["truthfulqa", "nested", "another"])
+def test_a_plan_has_every_sequence_once_in_batches_of_one_prefix(requests: list[Request], token_budget: int) -> None:
+    tree = Tree(requests, 1 << 16)
+    spans = likelihood.rows(tree, WIDTH)
+    assert sorted(n for span in spans for n in range(span.low, span.high)) == list(range(len(tree.sequences)))
+    batches = likelihood.plan(tree, spans, token_budget)
+    assert sorted(span for batch in batches for span in batch) == sorted(spans)
+    for batch in batches:
+        longest = max(len(tree.row(span).tokens) for span in batch)
+        assert len(batch) == 1 or len(batch) * longest <= token_budget
+        assert len({tree.sequences[n][: s.depth] for s in batch for n in range(s.low, s.high)}) == 1
+    if token_budget == 2048:
+        assert len(batches) < len(spans)
+
+
+def test_a_row_spells_its_sequences() -> None:
+    tree = Tree(nested(0), 1 << 16)
+    for span in likelihood.rows(tree, WIDTH):
+        row = tree.row(span)
+        assert len(row.tokens) == len(row.positions) == tree.tokens(span)
+        for sequence, path in zip(tree.sequences[span.low : span.high], row.paths, strict=True):
+            assert tuple(row.tokens[place] for place in path) == sequence[span.depth :]
+            assert [row.positions[place] for place in path] == list(range(span.depth, len(sequence)))
+
+
+def test_the_vocabulary_head_reads_scored_positions_only(model: PreTrainedModel) -> None:
+    context = tokens(random.Random(0), 50, 50)
+    engine = Engine(model, 256)
+    read: list[int] = []
+    # A hook before the head's pass would come before the engine's own.
+    hook = model.lm_head.register_forward_hook(lambda _, inputs, output: read.append(inputs[0].shape[:-1].numel()))
+    try:
+        engine.score([Request(context, [token]) for token in (1, 2, 3, 4)])
+        assert sum(read) == 1
+        read.clear()
+        engine.score([Request(context, [1, 2, 3]), Request(context, [1, 2, 4]), Request(context, [5, 6])])
+        assert sum(read) == 4  # after the context, after 1, after 1 2, after 5
+    finally:
+        hook.remove()
+
+
+# Where prefixes cannot be shared
+
+
+@pytest.mark.parametrize("dtype", Dtype)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_prefixes_are_shared_where_the_model_heeds_the_mask(
+    tiny: Path, attention: str, dtype: Dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert Engine(load(tiny, attention, dtype), 256).shares
+    assert not caplog.records
+
+
+SEES = likelihood._sees
+
+
+def sees_its_row(row: Any, depth: int, longest: int) -> Any:
+    return np.tri(longest, depth + longest, depth, dtype=np.bool_)
+
+
+def sees_no_prefix(row: Any, depth: int, longest: int) -> Any:
+    sees = SEES(row, depth, longest)
+    sees[:, :depth] = False
+    return sees
+
+
+def sees_its_branch(row: Any, depth: int, longest: int) -> Any:
+    return SEES(row._replace(branches=[(start, end, path[:0]) for start, end, path in row.branches]), depth, longest)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["larger weights", "as it is"])
+@pytest.mark.parametrize("fault", [sees_its_row, sees_no_prefix, sees_its_branch])
+def test_a_mask_that_is_not_heeded_is_found_and_done_without(
+    tiny: Path,
+    fault: Callable[..., Any],
+    plain: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = models.load_base(tiny, Dtype.float32, "cpu") if plain else load(tiny)
+    monkeypatch.setattr(likelihood, "_sees", fault)
+    engine = Engine(model, 512)
+    assert not engine.shares
+    assert "prefixes are not shared with this model: the self-test is" in caplog.text
+    requests = nested(0, [5])
+    agree(engine.score(requests), oracle(model, requests))
+    assert engine.tokens[0] > engine.tokens[1] / 2
+
+
+def test_a_model_that_refuses_the_mask_computes_each_sequence_alone(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(attention_mask: Any = None, **_: Any) -> None:
+        if attention_mask is not None and attention_mask.dim() == 4:
+            raise ValueError("wanted a mask of two dimensions")
+
+    watched(monkeypatch, model, refuse)
+    engine = Engine(model, 512)
+    assert not engine.shares
+    assert "it refuses a mask or cached keys (ValueError: wanted a mask of two dimensions)" in caplog.text
+    requests = nested(1, [5])
+    agree(engine.score(requests), oracle(model, requests))
+
+
+@pytest.fixture(scope="module")
+def sliding() -> PreTrainedModel:
+    """A two-layer Mistral whose tokens see the 16 before them."""
+    config = MistralConfig(
+        vocab_size=BYTES,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        sliding_window=16,
+        initializer_range=0.1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MistralForCausalLM(config).eval()
+
+
+def test_prefixes_are_not_shared_beyond_a_sliding_window(
+    sliding: PreTrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = nested(0, [5])
+    engine = Engine(sliding, 512)
+    agree(engine.score(requests), oracle(sliding, requests))
+    assert "prefixes are not shared: the model attends over 16 tokens only" in caplog.text
+    assert engine.tokens[0] > engine.tokens[1] / 2
+
+
+def test_prefixes_are_shared_inside_a_sliding_window(
+    sliding: PreTrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw = random.Random(0)
+    start = tokens(draw, 6, 6)
+    questions = [start + tokens(draw, 2, 4) for _ in range(40)]
+    requests = [Request(question, tokens(draw, 7, 7)) for question in questions for _ in range(4)]
+    assert max(len(context) + len(continuation) - 1 for context, continuation in requests) == 16
+    engine = Engine(sliding, 512)
+    agree(engine.score(requests), oracle(sliding, requests))
+    assert not caplog.records
+    assert engine.tokens[0] < engine.tokens[1] * 0.7
+
+
+# Memory
+
+
+def fitting(tokens: int) -> Callable[..., None]:
+    def fit(input_ids: torch.Tensor, **_: Any) -> None:
+        if input_ids.numel() > tokens:
+            raise torch.OutOfMemoryError("planted: out of memory")
+
+    return fit
+
+
+def test_a_batch_that_does_not_fit_is_split(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = nested(0)
+    wanted = oracle(model, requests)
+    engine = Engine(model, 4096)
+    tree = Tree(requests, engine.longest)
+    longest = max(map(tree.tokens, likelihood.rows(tree, WIDTH)))
+    watched(monkeypatch, model, fitting(2 * longest))
+    agree(engine.score(requests), wanted)
+    assert "out of memory with" in caplog.text
+    assert "lower token_budget" in caplog.text
+
+
+def test_a_row_that_does_not_fit_is_refused_with_its_length(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(0)
+    engine = Engine(model, 4096)
+    watched(monkeypatch, model, fitting(60))
+    with pytest.raises(Refused, match="one row of 87 tokens does not fit in memory"):
+        engine.score([Request(tokens(draw, 80, 80), tokens(draw, 8, 8)), Request([1], [2, 3])])
+
+
+def test_another_failure_of_the_model_is_not_taken_for_memory(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> None:
+        raise RuntimeError("device-side assert triggered")
+
+    engine = Engine(model, 4096)
+    watched(monkeypatch, model, fail)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        engine.score(nested(0))
+
+
+# Lengths
+
+
+def test_what_is_too_long_loses_its_beginning(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(model.config, "max_position_embeddings", 64)
+    draw = random.Random(0)
+    long = tokens(draw, 100, 100)
+    cut = [Request(long, tokens(draw, length, length)) for length in (1, 1, 9, 64)] + [Request(long[:64], [1, 2])]
+    whole = [Request(long[:64], [1]), Request(long[:10], [3])]
+    requests = [*cut, *whole]
+    agree(Engine(model, 256).score(requests), oracle(model, requests))
+    assert "5 of 7 requests exceed the model's 64 tokens: their beginning is left out" in caplog.text
+    caplog.clear()
+    Engine(model, 256).score(whole)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("request_", "wanted"),
+    [
+        (Request([], [1]), "request 1 has 0 tokens of context and 1 of continuation"),
+        (Request([1], []), "request 1 has 1 tokens of context and 0 of continuation"),
+        (Request([1], [2] * 65), "request 1 has 1 tokens of context and 65 of continuation.*at most 64"),
+    ],
+)
+def test_a_request_that_cannot_be_scored_is_refused_by_its_number(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, request_: Request, wanted: str
+) -> None:
+    monkeypatch.setattr(model.config, "max_position_embeddings", 64)
+    with pytest.raises(Refused, match=wanted):
+        Engine(model, 256).score([Request([1], [2] * 64), request_])
+
+
+# Adapters and processes
+
+
+def test_an_adapter_s_scores_are_those_of_the_merged_model(tiny: Path) -> None:
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        adapted: Any = get_peft_model(load(tiny), config).eval()
+    requests = nested(0)
+    engine = Engine(adapted, 512)
+    assert engine.shares
+    scores = engine.score(requests)
+    agree(scores, oracle(copy.deepcopy(adapted).merge_and_unload(), requests))
+    base = oracle(load(tiny), requests)
+    moved = [abs(ours.loglikelihood - theirs.loglikelihood) for ours, theirs in zip(scores, base, strict=True)]
+    assert np.median(moved) > 0.1
+
+
+PROCESS = """
+import json
+import sys
+from pathlib import Path
+
+from alignment import likelihood, models
+
+base, out = map(Path, sys.argv[1:])
+model = models.load_base(base, models.Dtype.float32, "cpu")
+engine = likelihood.Engine(model, 256)
+passes = []
+model.register_forward_hook(lambda *_: passes.append(1))
+requests = [likelihood.Request(*pair) for pair in json.loads((out / "requests.json").read_text())]
+scores = engine.score(requests)
+world = likelihood.processes()
+(out / f"scores.{world.process_index}").write_text(repr(scores))
+(out / f"passes.{world.process_index}").write_text(str(len(passes)))
+world.destroy_process_group()
+"""
+
+
+def in_processes(count: int, tiny: Path, out: Path) -> tuple[list[str], list[int]]:
+    """The scores that each of some processes got, and how many forward passes each ran."""
+    out.mkdir()
+    (out / "requests.json").write_text(json.dumps(nested(0)))
+    (out / "script.py").write_text(PROCESS)
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, *(launch if count > 1 else []), str(out / "script.py"), str(tiny), str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    scores = [(out / f"scores.{index}").read_text() for index in range(count)]
+    return scores, [int((out / f"passes.{index}").read_text()) for index in range(count)]
+
+
+def test_two_processes_share_the_work_and_give_the_same_digits_as_one(tiny: Path, tmp_path: Path) -> None:
+    (alone,), (all_passes,) = in_processes(1, tiny, tmp_path / "one")
+    scores, passes = in_processes(2, tiny, tmp_path / "two")
+    assert alone.count("Score(") == len(nested(0))
+    assert scores == [alone, alone]
+    assert all(0.3 * all_passes < count < 0.8 * all_passes for count in passes)
+
+
+def test_the_progress_bar_counts_items(model: PreTrainedModel, capsys: pytest.CaptureFixture[str]) -> None:
+    requests = truthfulqa()
+    Engine(model, 256).score(requests, [number // 6 for number in range(len(requests))], "truthfulqa", "question")
+    shown = capsys.readouterr().err
+    assert "truthfulqa: 100%" in shown
+    assert "30/30" in shown
