@@ -300,8 +300,9 @@ def definition(task: str, subject: str) -> Path:
     for path in sorted(folder.rglob("*.yaml")):
         if line.search(path.read_text(encoding="utf-8", errors="replace")):
             return path
+    version = metadata.version("lm_eval")
     raise Refused(
-        f"there is no task {task!r} in lm-eval {metadata.version('lm_eval')}, and `eval.items` of params.yaml names it; "
+        f"there is no task {task!r} in lm-eval {version}, and `eval.items` of params.yaml names it; "
         f"the study's are {', '.join(BENCHMARKS)}"
     )
 

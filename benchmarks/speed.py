@@ -20,7 +20,7 @@ from alignment.models import Dtype
 from benchmarks import peers
 
 # Items a task, so that lm-eval's class takes about as long for each on two cores.
-ITEMS = {"arc_challenge": 24, "piqa": 48, "hellaswag": 12, "mmlu": 40, "toxigen": 32, "truthfulqa_mc2": 8}
+ITEMS = {"arc_challenge": 24, "piqa": 48, "hellaswag": 12, "mmlu": 40, "toxigen": 32, "truthfulqa_mc2": 12}
 SENTENCES = 96
 WHOLE = {"arc_challenge": 1172, "piqa": 1838, "hellaswag": 10042, "mmlu": 14042, "toxigen": 940, "truthfulqa_mc2": 817}
 SHAPES: dict[str, dict[str, int]] = {
