@@ -18,7 +18,7 @@ from benchmarks import peers
 
 RELATIVE, ABSOLUTE = 1e-4, 5e-4  # a summed log-probability is within one of them
 MC2 = 1e-4
-JUDGED = 16  # requests a task that float64 is asked about
+JUDGED = 64  # requests a task that float64 is asked about
 
 HEADER = (
     "| task | items | requests | largest difference, nats | beyond tolerance | other choice | of these ties "
@@ -114,7 +114,7 @@ def _gap(sample: dict[str, Any]) -> float:
 
 
 def _off(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], lm: Any, exact: Any) -> tuple[float, float]:
-    """The largest distance from float64 over some requests, ours and lm-eval's."""
+    """The root mean square distance from float64 over some requests, ours and lm-eval's, in nats."""
     import torch
 
     pairs = [
@@ -130,8 +130,9 @@ def _off(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], lm: Any, exac
         with torch.inference_mode():
             logits = exact(torch.tensor([[*start, *end][:-1]])).logits[0, len(start) - 1 :]
         truth = float(torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(end)[:, None]).sum())
-        distances.append((abs(float(one[0]) - truth), abs(float(other[0]) - truth)))
-    return max(mine for mine, _ in distances), max(other for _, other in distances)
+        distances.append((float(one[0]) - truth, float(other[0]) - truth))
+    mine, peer = (math.sqrt(sum(d * d for d in column) / len(column)) for column in zip(*distances, strict=True))
+    return mine, peer
 
 
 if __name__ == "__main__":
