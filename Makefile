@@ -31,7 +31,7 @@ bench: .venv models/base  ## the scoring engine's speed beside the peers', in on
 		--token-budget 512 --scale 1 --pairs 7 --batches 1 --batches 2 --batches 4
 
 agree: .venv models/base  ## our log-likelihoods against lm-eval's own class; about an hour on two cores
-	python -m benchmarks.agree models/base --source $(SOURCE) --items 220 --token-budget 512
+	python -m benchmarks.agree models/base --source $(SOURCE) --items 225 --token-budget 512
 
 models/base:
 	dvc repro fetch@model

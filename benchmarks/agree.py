@@ -53,18 +53,8 @@ def main(
 
 
 def _run(lm: Any, parts: list[evaluation.Part], folder: Path, cache: Path) -> list[dict[str, Any]]:
-    """lm-eval's samples of the parts' items, by `simple_evaluate` on its stock tasks."""
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
-    results = simple_evaluate(
-        model=lm,
-        tasks=[peers.stock(part, folder, cache) for part in parts],
-        task_manager=TaskManager(include_defaults=False),
-        samples={part.name: list(part.rows) for part in parts},
-        bootstrap_iters=0,
-        log_samples=True,
-    )
+    """lm-eval's samples of the parts' items."""
+    results = peers.simple_evaluate(lm, parts, folder, cache)
     return [{**sample, "task": part.name} for part in parts for sample in results["samples"][part.name]]
 
 

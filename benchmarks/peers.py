@@ -51,8 +51,7 @@ def safenlp(model: "PreTrainedModel", rows: Sequence[Sequence[int]]) -> list[flo
 def fetch(source: str, out: Path) -> Path:
     """The benchmarks and the safety sentences of a source, each in a folder of its name under `out`."""
     for name, repository in {**pins.BENCHMARKS, "safety": pins.SAFETY}.items():
-        if not (out / name).is_dir():
-            sources.fetch(repository, source, out / name)
+        sources.fetch(repository, source, out / name)
     return out
 
 
@@ -71,3 +70,19 @@ def stock(part: Part, folder: Path, cache: Path) -> dict[str, Any]:
             config[key] = None
     source = {"data_files": {task.split: str(path.resolve())}, "cache_dir": str(cache)}
     return {**config, "dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": source}
+
+
+def simple_evaluate(lm: "LM", parts: Sequence[Part], folder: Path, cache: Path) -> dict[str, Any]:
+    """What lm-eval's `simple_evaluate` says of the parts' items in its stock tasks over the local files."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    results: dict[str, Any] = simple_evaluate(
+        model=lm,
+        tasks=[stock(part, folder, cache) for part in parts],
+        task_manager=TaskManager(include_defaults=False),
+        samples={part.name: list(part.rows) for part in parts},
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    return results

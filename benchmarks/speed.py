@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from alignment import command, evaluation, models, safety
-from alignment.chat import Text
 from alignment.likelihood import Engine, Request, Tree
 from alignment.models import Dtype
 from benchmarks import peers
@@ -60,7 +59,7 @@ def main(
             requests = [Request(*ours._encode_pair(*instance.args)) for instance in instances]  # type: ignore[attr-defined]
             taken = _row(task, items, runs, mine, ours.engine, requests, peak, pairs)  # type: ignore[attr-defined]
             seconds += taken / items * WHOLE[task]
-        text, engine = Text(tokenizer), ours.engine  # type: ignore[attr-defined]
+        text, engine = ours.text, ours.engine  # type: ignore[attr-defined]
         sentences = safety.choose(safety.read(safety.source(folder / "safety")), SENTENCES * scale, 0)
         rows = [row for row in safety.tokens(text, sentences) if len(row) > 1]
         requests = [Request(row[:1], row[1:]) for row in rows]

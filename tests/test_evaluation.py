@@ -102,18 +102,8 @@ def all_parts(folder: Path, limit: int | None = None) -> list[Part]:
 
 def agrees(lm: Any, peer: Any, folder: Path, limit: int | None, cache: Path) -> None:
     """Our table says what `lm_eval.simple_evaluate` says of its stock tasks on the same rows of the same files."""
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
     parts = all_parts(folder, limit)
-    theirs = simple_evaluate(
-        model=peer,
-        tasks=[peers.stock(part, folder, cache) for part in parts],
-        task_manager=TaskManager(include_defaults=False),
-        samples={part.name: list(part.rows) for part in parts},
-        bootstrap_iters=0,
-        log_samples=True,
-    )
+    theirs = peers.simple_evaluate(peer, parts, folder, cache)
     rows = evaluation.score(lm, parts).to_pylist()
     for part in parts:
         ours = [row for row in rows if (row["task"], row["subject"]) == (part.task, part.subject)]
