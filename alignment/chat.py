@@ -10,11 +10,11 @@ model's tokenizer uses one, none elsewhere; every assistant turn ends with EOS a
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from alignment.command import Refused
 from alignment.corpora import Comparison, Message
@@ -41,6 +41,7 @@ class Piece:
     trained: bool = False
 
 
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # SentencePiece's tokens for the bytes of what its vocabulary lacks
 LLAMA2_MARKS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 
 
@@ -87,6 +88,21 @@ RENDER = {Template.chatml: _chatml, Template.llama2: _llama2}
 MARKS: dict[Template, tuple[str, ...]] = {Template.chatml: (), Template.llama2: LLAMA2_MARKS}
 
 
+class Lengths(NamedTuple):
+    """The tokens of one row.
+
+    Attributes:
+        prompt: before the first trained one.
+        reply: all that follows: the chosen reply of a comparison; of a demonstration the rest of the conversation,
+            later questions included.
+        other: the rejected reply of a comparison; 0 for a demonstration.
+    """
+
+    prompt: int
+    reply: int
+    other: int
+
+
 class Text:
     """A model's tokenizer, for text that is data.
 
@@ -107,17 +123,25 @@ class Text:
 
     def text(self, text: str) -> list[int]:
         """The tokens of text from data: no BOS, no EOS, no control token whatever it says."""
-        ids = self._ids(text)
-        if self._control.isdisjoint(ids) and not self._marks.search(text):
-            return ids
-        return self._without_control(text)
+        return self.texts([text])[0]
+
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same of many texts at once, which takes a fraction of the time."""
+        found = self._ids(list(texts)) if texts else []
+        return [
+            ids if self._harmless(ids, text) else self._without_control(text)
+            for ids, text in zip(found, texts, strict=True)
+        ]
 
     def raw(self, text: str) -> list[int]:
         """Text scored as it stands, without a template: BOS where the tokenizer uses one, then its tokens."""
         return self.bos + self.text(text)
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return list(self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+    def _harmless(self, ids: list[int], text: str) -> bool:
+        return self._control.isdisjoint(ids) and not self._marks.search(text)
 
     @cached_property
     def _plain(self) -> Any:
@@ -130,14 +154,36 @@ class Text:
     def _without_control(self, text: str) -> list[int]:
         encoding = self._plain.encode(text, add_special_tokens=False)
         marks = [match.span() for match in self._marks.finditer(text)]
-        # Here the unknown token stands for a character that the vocabulary lacks, not for its name in the text.
-        control = self._control - {self.tokenizer.unk_token_id}
         ids: list[int] = []
         for token_id, token, (start, end) in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True):
             marked = any(start < mark_end and mark_start < end for mark_start, mark_end in marks)
-            spelled = marked or token_id in control
-            ids += [self._vocabulary[character] for character in token] if spelled else [token_id]
+            # The unknown token stands for a character that the vocabulary lacks, unless the text says its name.
+            if token_id == self.tokenizer.unk_token_id and text[start:end].strip() != self.tokenizer.unk_token:
+                ids.append(self._unknown(text[start:end]))
+            elif token_id in self._control or (marked and not BYTE.fullmatch(token)):
+                ids += [spelled for character in token for spelled in self._character(character)]
+            else:
+                ids.append(token_id)
         return ids
+
+    def _character(self, character: str) -> list[int]:
+        """The token of a character; where it has none of its own, those of its bytes, or the unknown one."""
+        own = self._vocabulary.get(character)
+        if own is not None and own not in self._control:
+            return [own]
+        names = [f"<0x{byte:02X}>" for byte in character.encode()]
+        if all(name in self._vocabulary for name in names):
+            return [self._vocabulary[name] for name in names]
+        return [self._unknown(character)]
+
+    def _unknown(self, text: str) -> int:
+        """The token of what the vocabulary lacks; some models have none, or one that also ends a reply."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown in (None, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            raise Refused(
+                f"the model's tokenizer has no token for {text!r}; choose a model whose tokenizer knows bytes"
+            )
+        return int(unknown)
 
 
 class Chat(Text):
@@ -163,7 +209,8 @@ class Chat(Text):
             )
         super().__init__(tokenizer, MARKS[template])
         self.template = template
-        if same := [mark for mark in MARKS[template] if self.text(mark) == self._ids(mark)]:
+        self._frames: dict[str, list[int]] = {}
+        if same := [mark for mark in MARKS[template] if self.text(mark) == self._ids([mark])[0]]:
             raise Refused(
                 f"this model's tokenizer spells {', '.join(same)} in single characters, so that any text could write "
                 f"the marks of the template {template}; set `template: chatml` in params.yaml, or choose another model"
@@ -193,14 +240,13 @@ class Chat(Text):
             "rejected_ids": reply["rejected"] + eos,
         }
 
-    def lengths(self, example: Any) -> tuple[int, int]:
-        """Tokens before the first trained one, and tokens of the row (with the longer reply of a comparison)."""
+    def lengths(self, example: Any) -> Lengths:
+        """How many tokens an example has."""
         if "messages" in example:
             labels = self.demonstration(example["messages"])["labels"]
-            return next(i for i, label in enumerate(labels) if label != IGNORED), len(labels)
-        ids = self.comparison(example)
-        prompt = len(ids["prompt_ids"])
-        return prompt, prompt + max(len(ids["chosen_ids"]), len(ids["rejected_ids"]))
+            prompt = next(i for i, label in enumerate(labels) if label != IGNORED)
+            return Lengths(prompt, len(labels) - prompt, 0)
+        return Lengths(*map(len, self.comparison(example).values()))  # type: ignore[arg-type]
 
     def _encode(self, messages: list[Message], reply_follows: bool) -> tuple[list[int], list[bool]]:
         ids, trained = list(self.bos), [False] * len(self.bos)
@@ -208,7 +254,13 @@ class Chat(Text):
             if piece.kind == "control":
                 part = [self._vocabulary[piece.text]]
             else:
-                part = self.text(piece.text) if piece.kind == "data" else self._ids(piece.text)
+                part = self.text(piece.text) if piece.kind == "data" else self._frame(piece.text)
             ids += part
             trained += [piece.trained] * len(part)
         return ids, trained
+
+    def _frame(self, text: str) -> list[int]:
+        """The template's own text: few strings, in every row."""
+        if text not in self._frames:
+            self._frames[text] = self._ids([text])[0]
+        return self._frames[text]

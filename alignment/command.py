@@ -49,7 +49,7 @@ def run(*mains: Callable[..., Any], offline: bool = True) -> None:
     # PEFT looks for the base's configuration on the hub, which is out of reach by design.
     warnings.filterwarnings("ignore", message="Could not find a config file in", category=UserWarning)
     _keep_pages()
-    _end_with_parent()
+    end_with_parent()
     try:
         app()
     except Refused as refusal:
@@ -65,7 +65,7 @@ def _keep_pages() -> None:
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Stop this process when its parent dies: a killed DVC must not leave a writer behind."""
     parent = os.getppid()
 

@@ -5,7 +5,6 @@ log-likelihoods are the engine's. What needs generated text is refused.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +67,7 @@ class SharedPrefix(TemplateLM):
         self.model = pretrained
         self.text = Text(tokenizer)
         self.engine = Engine(self.model, token_budget)
-        # A context comes once with each of its continuations.
-        self._tokens = lru_cache(maxsize=8)(self.text.text)
+        self._known: dict[str, list[int]] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -84,11 +82,17 @@ class SharedPrefix(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Text as tokens, with a BOS where the tokenizer puts one, unless `add_special_tokens` is false."""
         bos = [] if add_special_tokens is False else self.text.bos
-        return [*bos, *self._tokens(string)]
+        return [*bos, *(self._known.get(string) or self.text.text(string))]
 
     def loglikelihood(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """The summed log-probability of each continuation, and whether it is greedy, in the order of the requests."""
+        # lm-eval asks for the tokens of one text after another: all of them are made at once.
+        texts = {
+            text for context, answer in (r.args for r in requests) for text in (context.rstrip(), context + answer)
+        }
+        self._known = dict(zip(texts, self.text.texts(list(texts)), strict=True))
         pairs = [self._pair(*request.args) for request in requests]
+        self._known = {}
         tasks = {str(request.task_name) for request in requests}
         label = f"{len(tasks)} tasks" if len(tasks) > 1 else "".join(tasks)
         items = [(request.task_name, request.doc_id) for request in requests]

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
 ROW = 512  # tokens of a subtree that may be one row: attention in a row grows with its square
-OVERHEAD = 64  # what a prefix of its own costs besides its tokens, in tokens: its rows share batches with no others
+# What a forward pass costs besides its tokens, in tokens: a GPU reads all weights for however few of them.
+OVERHEAD = {"cpu": 64, "cuda": 256}
 HEAD = 512  # positions whose log-probabilities are held at once
 SELF_TEST = 2e-3  # nats a token by which the self-test may differ; a wrong mask moves log-probabilities by more
 COARSE = 0.1  # the same for arithmetic in less than float32, which hides all but gross faults
@@ -85,6 +86,29 @@ def processes(device: str = "") -> "PartialState":
     from accelerate import PartialState
 
     return PartialState(cpu=device == "cpu") if device else PartialState()
+
+
+class Launched(NamedTuple):
+    """A batch that the device may still be computing.
+
+    Attributes:
+        requests: the number of each request and how many tokens its continuation has.
+        logps: of those tokens, request after request.
+        greedy: whether each is the likeliest one.
+    """
+
+    requests: list[tuple[int, int]]
+    logps: "torch.Tensor"
+    greedy: "torch.Tensor"
+
+    def scores(self) -> list[tuple[int, Score]]:
+        """Each request's number and score."""
+        logps, greedy = self.logps.cpu().numpy(), self.greedy.cpu().numpy()
+        scores, start = [], 0
+        for request, count in self.requests:
+            part = slice(start, start := start + count)
+            scores.append((request, Score(float(np.sum(logps[part])), bool(np.all(greedy[part])))))
+        return scores
 
 
 class Tree:
@@ -161,7 +185,7 @@ def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     return min(len(one), len(other))
 
 
-def rows(tree: Tree, width: int) -> list[Span]:
+def rows(tree: Tree, width: int, overhead: int) -> list[Span]:
     """Cut a tree into rows.
 
     A subtree is one row where that costs less than a row for each of its parts, which would repeat what they share.
@@ -170,6 +194,7 @@ def rows(tree: Tree, width: int) -> list[Span]:
     Args:
         tree: the tree.
         width: the model's hidden size; attention over 6 times as many tokens costs as much as the rest of a layer.
+        overhead: what a prefix of its own costs besides its tokens, in tokens: its rows share batches with no others.
     """
 
     def cost(span: Span) -> float:
@@ -187,29 +212,44 @@ def rows(tree: Tree, width: int) -> list[Span]:
         inside = slice(span.low + 1, span.high)
         depth = int(min(tree.shared[inside].min(), tree.unscored[span.low : span.high].min()))
         saved = (depth - span.depth) * (len(parts) - 1)
-        left += [part._replace(depth=depth) for part in parts] if saved > depth + OVERHEAD else parts
+        left += [part._replace(depth=depth) for part in parts] if saved > depth + overhead else parts
     return cut
 
 
-def plan(tree: Tree, spans: Iterable[Span], token_budget: int) -> list[list[Span]]:
-    """Deal rows to batches: rows of one prefix together, longest first, the largest batches of a prefix first.
+def plan(tree: Tree, spans: Iterable[Span], token_budget: int, overhead: int) -> list[list[Span]]:
+    """Deal rows to batches: rows of one prefix together, longest first, cut where padding and passes cost least.
 
     Args:
         tree: the tree.
         spans: its rows.
         token_budget: rows times their longest, at most; a longer row is a batch of its own.
+        overhead: what a batch costs besides its tokens and its padding, in tokens.
     """
     groups: dict[tuple[int, ...], list[Span]] = {}
     for span in spans:
         groups.setdefault(tree.sequences[span.low][: span.depth], []).append(span)
     batches: list[list[Span]] = []
     for prefix in sorted(groups, key=lambda prefix: (-len(groups[prefix]), prefix)):
-        batch: list[Span] = []
-        for span in sorted(groups[prefix], key=lambda span: (-tree.tokens(span), span)):
-            if not batch or (len(batch) + 1) * tree.tokens(batch[0]) > token_budget:
-                batches.append(batch := [])
-            batch.append(span)
+        group = sorted(groups[prefix], key=lambda span: (-tree.tokens(span), span))
+        ends = _cuts(np.array([tree.tokens(span) for span in group]), token_budget, overhead)
+        batches += [group[start:end] for start, end in pairwise([0, *ends])]
     return batches
+
+
+def _cuts(lengths: NDArray[np.intp], token_budget: int, overhead: int) -> list[int]:
+    """Where the cheapest batches of rows end, longest first: a batch costs its rows times its longest, and a pass."""
+    costs, before = np.zeros(len(lengths) + 1), np.zeros(len(lengths) + 1, dtype=np.intp)
+    low = 0
+    for end in range(1, len(lengths) + 1):
+        while low < end - 1 and (end - low) * lengths[low] > token_budget:
+            low += 1
+        tried = costs[low:end] + np.arange(end - low, 0, -1) * lengths[low:end]
+        before[end] = low + int(tried.argmin())
+        costs[end] = tried.min() + overhead
+    ends = [len(lengths)]
+    while before[ends[-1]]:
+        ends.append(int(before[ends[-1]]))
+    return ends[::-1]
 
 
 class Engine:
@@ -274,9 +314,10 @@ class Engine:
         shares = self.shares and max(map(len, tree.sequences), default=0) <= self.window
         if self.shares and not shares:
             log.warning("prefixes are not shared: the model attends over %d tokens only", self.window)
-        spans = rows(tree, self.model.config.get_text_config().hidden_size) if shares else _alone(tree)
-        batches = plan(tree, spans, self.token_budget)
-        self.tokens = _read(tree, batches), sum(len(c) + len(t) - 1 for c, t in requests)
+        overhead = OVERHEAD[self.model.device.type]
+        spans = rows(tree, self.model.config.get_text_config().hidden_size, overhead) if shares else _alone(tree)
+        batches = plan(tree, spans, self.token_budget, overhead)
+        self.tokens = _tokens_read(tree, batches), sum(len(c) + len(t) - 1 for c, t in requests)
         found = self._run(tree, batches, shares, items or range(len(requests)), label, unit)
         return [found[number] for number in range(len(requests))]
 
@@ -290,20 +331,28 @@ class Engine:
         seen: set[Hashable] = set()
         world = processes(self.model.device.type)
         with tqdm(total=len(set(items)), desc=label, unit=unit, disable=not world.is_main_process) as bar:
-            for batch in batches[world.process_index :: world.num_processes]:
-                scores = self._fitting(tree, batch, shares)
+            for scores in self._scores(tree, batches[world.process_index :: world.num_processes], shares):
                 mine += scores
                 seen |= {items[number] for number, _ in scores}
                 bar.update(min(len(seen) * world.num_processes, bar.total) - bar.n)
         self._prefix = None
         return dict(gather_object(mine))
 
-    def _fitting(self, tree: Tree, batch: list[Span], shares: bool) -> list[tuple[int, Score]]:
-        """Score a batch, in halves where it does not fit in memory."""
+    def _scores(self, tree: Tree, batches: list[list[Span]], shares: bool) -> Iterator[list[tuple[int, Score]]]:
+        """The scores of each batch, read while the device computes the next one."""
+        before: list[Launched] = []
+        for batch in batches:
+            launched = self._fitting(tree, batch, shares)
+            yield [score for part in before for score in part.scores()]
+            before = launched
+        yield [score for part in before for score in part.scores()]
+
+    def _fitting(self, tree: Tree, batch: list[Span], shares: bool) -> "list[Launched]":
+        """Compute a batch, in halves where it does not fit in memory."""
         import torch
 
         try:
-            return self._batch(tree, batch, shares)
+            return [self._batch(tree, batch, shares)]
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             known = isinstance(error, torch.OutOfMemoryError | MemoryError)
             if not known and not any(words in str(error) for words in NO_MEMORY):
@@ -317,9 +366,9 @@ class Engine:
             torch.cuda.empty_cache()
         log.warning("out of memory with %d rows: split, so the last digits may differ; lower token_budget", len(batch))
         half = len(batch) // 2
-        return [score for part in (batch[:half], batch[half:]) for score in self._fitting(tree, part, shares)]
+        return [launched for part in (batch[:half], batch[half:]) for launched in self._fitting(tree, part, shares)]
 
-    def _batch(self, tree: Tree, batch: list[Span], shares: bool) -> list[tuple[int, Score]]:
+    def _batch(self, tree: Tree, batch: list[Span], shares: bool) -> "Launched":
         import torch
 
         laid = [tree.row(span) for span in batch]
@@ -333,17 +382,12 @@ class Engine:
         # A position that several continuations are scored at stands here once.
         at = sorted({(place, int(node)) for place, nodes, _, _ in scored for node in nodes})
         found = {pair: index for index, pair in enumerate(at)}
-        where = [found[place, int(node)] for place, nodes, _, _ in scored for node in nodes]
-        targets = [token for *_, tokens in scored for token in tokens]
+        where = np.array([found[place, int(node)] for place, nodes, _, _ in scored for node in nodes])
+        targets = np.array([token for *_, tokens in scored for token in tokens])
         with torch.inference_mode():
             cached = self._cached(tree.sequences[batch[0].low][:depth])
             logits = self._logits(*self._inputs(laid, depth, cached, shares), at)
-            logps, greedy = _read_off(logits, where, targets)
-        scores, start = [], 0
-        for *_, request, tokens in scored:
-            part = slice(start, start := start + len(tokens))
-            scores.append((request, Score(float(np.sum(logps[part])), bool(np.all(greedy[part])))))
-        return scores
+            return Launched([(request, len(tokens)) for *_, request, tokens in scored], *_read(logits, where, targets))
 
     def _inputs(
         self, laid: list[Row], depth: int, cached: "Cache | None", shares: bool
@@ -418,12 +462,12 @@ class Engine:
         tree = Tree(requests, self.longest)
         spans = [part._replace(depth=len(start)) for part in tree.parts(Span(0, 0, len(tree.sequences)))]
         try:
-            ours = dict(self._batch(tree, spans, shares=True))
+            ours = dict(self._batch(tree, spans, shares=True).scores())
         except (TypeError, ValueError, IndexError, AttributeError, NotImplementedError, RuntimeError) as error:
             return f"it refuses a mask or cached keys ({type(error).__name__}: {error})"
         finally:
             self._prefix = None
-        alone = dict(score for span in _alone(tree) for score in self._batch(tree, [span], shares=False))
+        alone = dict(score for span in _alone(tree) for score in self._batch(tree, [span], shares=False).scores())
         off = max(
             abs(ours[number].loglikelihood - score.loglikelihood) / len(requests[number].continuation)
             for number, score in alone.items()
@@ -439,7 +483,7 @@ def _alone(tree: Tree) -> list[Span]:
     return [Span(0, number, number + 1) for number in range(len(tree.sequences))]
 
 
-def _read(tree: Tree, batches: list[list[Span]]) -> int:
+def _tokens_read(tree: Tree, batches: list[list[Span]]) -> int:
     """How many tokens a plan has the model read, shared prefixes once, padding left out."""
     prefixes = {tree.sequences[batch[0].low][: batch[0].depth] for batch in batches}
     return sum(map(len, prefixes)) + sum(tree.tokens(span) for batch in batches for span in batch)
@@ -475,18 +519,25 @@ def _before(layers: "list[tuple[torch.Tensor, torch.Tensor]]") -> "Cache":
     return cache
 
 
-def _read_off(
-    logits: "torch.Tensor", where: list[int], targets: list[int]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The log-probability of each target at its position, and whether it is the likeliest, in float32 as lm-eval's."""
+def _read(
+    logits: "torch.Tensor", where: NDArray[np.intp], targets: NDArray[np.intp]
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The log-probability of each target at its position, and whether it is the likeliest, in float32 as lm-eval's.
+
+    Nothing here waits for the device.
+    """
     import torch
 
-    place, token = (torch.tensor(numbers, device=logits.device) for numbers in (where, targets))
+    order = np.argsort(where, kind="stable")
+    starts = range(0, len(logits), HEAD)
+    ends = np.searchsorted(where[order], [*starts, len(logits)])
+    place, token = (torch.from_numpy(numbers[order]).to(logits.device) for numbers in (where, targets))
     logps = torch.empty(len(where), dtype=torch.float64, device=logits.device)
     greedy = torch.empty(len(where), dtype=torch.bool, device=logits.device)
-    for start in range(0, len(logits), HEAD):
+    back = torch.from_numpy(order).to(logits.device)
+    for start, (low, high) in zip(starts, pairwise(ends), strict=True):
         part = torch.log_softmax(logits[start : start + HEAD].float(), dim=-1)
-        here = (place >= start) & (place < start + HEAD)
-        logps[here] = part[place[here] - start, token[here]].double()
-        greedy[here] = part.argmax(dim=-1)[place[here] - start] == token[here]
-    return logps.cpu().numpy(), greedy.cpu().numpy()
+        here, wanted, to = place[low:high] - start, token[low:high], back[low:high]
+        logps[to] = part[here, wanted].double()
+        greedy[to] = part.argmax(dim=-1)[here] == wanted
+    return logps, greedy

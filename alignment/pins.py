@@ -4,10 +4,12 @@ Revisions were read in public code. A training set's pin stands in its own file 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from alignment.command import Refused
+
+UNSTATED = "see its page"  # where its authors state no licence, or it is read from the hub when it is fetched
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,11 @@ class Repository:
         revision: the full commit.
         files: patterns of `fnmatch` over paths in the repository; each must match something.
         ignore: patterns of paths that are left out of what `files` matches.
-        licence: its terms, as its authors state them.
+        licence: its licence, as its authors state it.
         terms: what a user must be told before using it, or "" where there is nothing to say.
         gated: whether the hub asks for a token whose owner has accepted the terms.
         host: who serves it.
+        stated: size in bytes and SHA-256 of each file, for GitHub, which states neither.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Repository:
     terms: str = ""
     gated: bool = False
     host: Literal["dataset", "model", "github"] = "dataset"
+    stated: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 BENCHMARKS = {
@@ -59,7 +63,7 @@ BENCHMARKS = {
         "toxigen/toxigen-data",
         "de75e584563650aa4552f73968d89a04393f7bcb",
         ("annotated/test-*.parquet",),
-        "see the hub's page",
+        UNSTATED,
         gated=True,
     ),
     "truthfulqa_mc2": Repository(
@@ -76,6 +80,7 @@ SAFETY = Repository(
     ("data/toxiGen.json",),
     "MIT; ToxiGen: MIT and CDLA-Permissive-2.0",
     host="github",
+    stated={"data/toxiGen.json": (1_661_792, "42863b997f545833b8c9bfe7fc950aeaccc274d49f7386384db147face745fc3")},
 )
 
 
@@ -94,5 +99,5 @@ def more(entries: str) -> dict[str, Repository]:
                 f"besides {', '.join(BENCHMARKS)}, as task=owner/name@revision:files-of-its-scored-split"
             )
         task, name, revision, pattern = match.groups()
-        found[task] = Repository(name, revision, (pattern,), "see the hub's page")
+        found[task] = Repository(name, revision, (pattern,), UNSTATED)
     return found

@@ -1,66 +1,70 @@
-"""Pinned repositories on disk: from the hub, from a mirror folder, or from the embedded miniature.
+"""Pinned repositories on disk: from the hub, from GitHub, from a mirror, or from the embedded miniature.
 
 In: a `Repository` and where to get it. Out: a folder with its files at their paths in the repository, and
-`provenance.json`: repository, resolved revision, licence, and every file's size and SHA-256. Whole or nothing.
+`provenance.json`: repository, resolved revision, licence, terms, and every file's size and SHA-256. Whole or nothing.
 
-A mirror is laid out as the hub lays out its repositories: `<owner>/<name>/<path in the repository>`.
+A mirror is a folder or an http(s) address, laid out as the hub lays out its repositories:
+`<owner>/<name>/<path in the repository>`.
 """
 
 import dataclasses
 import fnmatch
-import hashlib
+import re
 import shutil
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from alignment import files
 from alignment.command import Refused
-from alignment.pins import Repository
+from alignment.download import Place, Stated, download, patiently, room
+from alignment.pins import UNSTATED, Repository
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
-    from huggingface_hub.hf_api import RepoSibling
 
 MINI = Path("data/mini")
 GITHUB = "https://raw.githubusercontent.com"
-DELAYS_SECONDS: tuple[float, ...] = (1, 4, 16)  # between the attempts of one request
+DOWNLOADS = Path(".dvc/downloads")
 SHOWN = 20  # names that a refusal lists before it counts
 
-Result = TypeVar("Result")
 
-
-def fetch(repository: Repository, source: str, out: Path, optional: tuple[str, ...] = ()) -> None:
-    """Put the files that `repository` names into the folder `out`, with `provenance.json`.
+def fetch(
+    repository: Repository, source: str, out: Path, optional: tuple[str, ...] = (), downloads: Path = DOWNLOADS
+) -> None:
+    """Put the files that `repository` names into the folder `out`, with `provenance.json`; say its terms.
 
     Args:
         repository: what to get; each of its patterns must match something.
-        source: `hub`, `mini`, or the absolute path of a mirror folder.
+        source: `hub`, `mini`, the absolute path of a mirror folder, or a mirror's http(s) address.
         out: the folder to make; one that is there is replaced when the new one is complete.
         optional: patterns that may match nothing.
+        downloads: a folder that keeps what a download has so far.
 
     Raises:
-        Refused: the source is none of the three, or does not have what was asked for, or cannot be reached.
+        Refused: the source is none of these, or does not have what was asked for, cannot be reached, or sends
+            something else; or the disk is full.
     """
     root = _mirror(source)
     with files.whole(out) as partial:
         partial.mkdir()
-        if root is not None:
+        if isinstance(root, Path):
+            _tell(repository)
             copy(repository, root / repository.name, partial, optional)
-        elif repository.host == "github":
-            _download_github(repository, partial)
         else:
-            repository = _download_hub(repository, partial, optional)
+            repository, place, wanted = _ask(repository, root, optional)
+            _tell(repository)
+            download(wanted, place, downloads, partial)
         kind = source if source in ("hub", "mini") else "mirror"
-        write_provenance(partial, repository.name, repository.revision, kind, repository.licence)
+        write_provenance(partial, repository.name, repository.revision, kind, repository.licence, repository.terms)
 
 
 def fetch_own(path: Path, out: Path) -> None:
     """Copy a user's own `.jsonl` or `.parquet` file into the folder `out`, with `provenance.json`.
 
     Raises:
-        Refused: there is no such file, or it is of another kind.
+        Refused: there is no such file, or it is of another kind, or the disk is full.
     """
     if path.suffix not in (".jsonl", ".parquet"):
         raise Refused(f"{path}: found {path.suffix or 'no suffix'}, wanted a .jsonl or a .parquet file")
@@ -69,7 +73,7 @@ def fetch_own(path: Path, out: Path) -> None:
             f"there is no file {path} (parameters `own.demonstrations` and `own.comparisons` of params.yaml).\n"
             "Name one that git tracks, or an absolute path: queued experiments run in a copy of what git tracks"
         )
-    with files.whole(out) as partial:
+    with files.whole(out) as partial, room(str(path), path.stat().st_size, out.parent):
         partial.mkdir()
         shutil.copyfile(path, partial / path.name)
         write_provenance(partial, "own", files.sha256(path), "own", "the user's own")
@@ -79,14 +83,17 @@ def copy(repository: Repository, folder: Path, out: Path, optional: tuple[str, .
     """Copy what `repository` names from `folder`, which holds that one repository, into the folder `out`.
 
     Raises:
-        Refused: there is no such folder, or a pattern matches nothing in it.
+        Refused: there is no such folder, or a pattern matches nothing in it, or the disk has no room for it.
     """
     if not folder.is_dir():
         there = [f"{path.parent.name}/{path.name}" for path in folder.parent.parent.glob("*/*") if path.is_dir()]
         raise Refused(f"{repository.name}: there is no folder {folder}.\nIn {folder.parent.parent}: {_some(there)}")
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    for name in choose(names, repository, optional, place=str(folder)):
-        _place(folder / name, out, name)
+    chosen = choose(names, repository, optional, place=str(folder))
+    with room(repository.name, sum((folder / name).stat().st_size for name in chosen), out):
+        for name in chosen:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, out / name)  # not a link: an edit here would reach the mirror
 
 
 def choose(names: Iterable[str], repository: Repository, optional: tuple[str, ...], place: str) -> list[str]:
@@ -94,6 +101,7 @@ def choose(names: Iterable[str], repository: Repository, optional: tuple[str, ..
 
     Raises:
         Refused: one of its patterns, `optional` ones aside, matches nothing; the message lists what is there.
+            Or a name leads out of the repository.
     """
     names = sorted(names)
     left = [name for name in names if not _matches(name, repository.ignore)]
@@ -103,10 +111,14 @@ def choose(names: Iterable[str], repository: Repository, optional: tuple[str, ..
                 f"{repository.name}: nothing matches {pattern!r} in {place} (revision {repository.revision}).\n"
                 f"There: {_some(names)}.\nComplete that folder, choose another `source`, or correct the pinned pattern"
             )
-    return [name for name in left if _matches(name, repository.files + optional)]
+    chosen = [name for name in left if _matches(name, repository.files + optional)]
+    for name in chosen:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise Refused(f"{repository.name}: {name!r} in {place} leads out of the repository: do not use this source")
+    return chosen
 
 
-def write_provenance(folder: Path, repository: str, revision: str, source: str, licence: str) -> None:
+def write_provenance(folder: Path, repository: str, revision: str, source: str, licence: str, terms: str = "") -> None:
     """Write `provenance.json` into `folder`: where its files come from, their sizes in bytes and SHA-256.
 
     Args:
@@ -114,7 +126,8 @@ def write_provenance(folder: Path, repository: str, revision: str, source: str, 
         repository: `owner/name`, or what stands for it.
         revision: the resolved commit, version or hash.
         source: the kind of place, such as `hub` or `mirror`; never a path, which differs between machines.
-        licence: the terms, as its authors state them.
+        licence: the licence, as its authors state it.
+        terms: what a user must be told, or "" where there is nothing to say.
     """
     content = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
@@ -122,28 +135,35 @@ def write_provenance(folder: Path, repository: str, revision: str, source: str, 
         if path.is_file()
     }
     head = {"repository": repository, "revision": revision, "source": source, "licence": licence}
-    files.write_json(folder / "provenance.json", head | {"files": content})
+    said = {"terms": terms} if terms else {}
+    files.write_json(folder / "provenance.json", head | said | {"files": content})
 
 
-def _mirror(source: str) -> Path | None:
-    """The folder that `source` stands for; None for the hub."""
+def _mirror(source: str) -> Path | str | None:
+    """The folder or the http(s) address that `source` stands for; None for the hub."""
     if source == "hub":
         return None
+    if source.startswith(("http://", "https://")):
+        parts = urlsplit(source)
+        if parts.username or parts.query:
+            raise Refused(
+                "`source` is an address with a password or a query, which dvc.lock would keep for everyone to read.\n"
+                "Serve the mirror without one, or set `source` to the absolute path of a mirror folder"
+            )
+        return source.rstrip("/")
     path = MINI if source == "mini" else Path(source)
     if path.is_dir() and (source == "mini" or path.is_absolute()):
         return path
     raise Refused(
         f"source {source!r}: {path} is {'not absolute' if path.is_dir() else 'no folder here'}.\n"
-        f"Use `hub`, `mini` (the folder {MINI} of this repository), or the absolute path of a mirror folder;\n"
-        "a relative one would break in queued experiments, which run in a copy"
+        f"Use `hub`, `mini` (the folder {MINI} of this repository), the absolute path of a mirror folder,\n"
+        "or a mirror's http(s) address; a relative path would break in queued experiments, which run in a copy"
     )
 
 
-def _place(path: Path, out: Path, name: str) -> None:
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise Refused(f"{name!r} would be written outside of {out}: do not use this source")
-    (out / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, out / name)
+def _tell(repository: Repository) -> None:
+    if repository.terms:
+        print(f"{repository.name}: {repository.terms}", flush=True)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -156,113 +176,88 @@ def _some(names: Iterable[str]) -> str:
     return (", ".join(names[:SHOWN]) or "nothing") + more
 
 
-def _download_hub(repository: Repository, out: Path, optional: tuple[str, ...]) -> Repository:
-    """Download into `out` and return the repository at its resolved commit.
+def _ask(
+    repository: Repository, address: str | None, optional: tuple[str, ...]
+) -> tuple[Repository, Place, list[Stated]]:
+    """The repository as its place resolves it, the place, and the files to download."""
+    if address:
+        return repository, *_ask_mirror(repository, f"{address}/{repository.name}/", optional)
+    if repository.host == "github":
+        return repository, *_ask_pins(repository)
+    return _ask_hub(repository, optional)
 
-    The hub's own cache lies between: a download that was cut short goes on where it stopped.
-    """
-    from huggingface_hub import HfApi
 
-    ask = HfApi().model_info if repository.host == "model" else HfApi().dataset_info
-    info: ModelInfo | DatasetInfo = _patiently(
-        lambda: ask(repository.name, revision=repository.revision, files_metadata=True), repository
+def _ask_hub(repository: Repository, optional: tuple[str, ...]) -> tuple[Repository, Place, list[Stated]]:
+    from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
+
+    name, kind = repository.name, repository.host
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    place = Place(name, repository.revision, f"the hub ({page})", hub=True)
+    ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
+    info: ModelInfo | DatasetInfo = patiently(
+        lambda: ask(name, revision=repository.revision, files_metadata=True), place
     )
+    repository = _resolved(repository, info)
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    repository = dataclasses.replace(repository, revision=info.sha or repository.revision)
-    for name in choose(siblings, repository, optional, place="the hub"):
-        _place(_verified(repository, siblings[name]), out, name)
-    return repository
+    wanted = []
+    for file in choose(siblings, repository, optional, place.where):
+        size, lfs, blob = siblings[file].size or 0, siblings[file].lfs, siblings[file].blob_id
+        address = hf_hub_url(name, file, repo_type=kind, revision=repository.revision)
+        cached = try_to_load_from_cache(name, file, repo_type=kind, revision=repository.revision)
+        hashed = lfs.sha256 if lfs else blob or ""
+        wanted.append(Stated(file, address, size, hashed, cached=Path(cached) if isinstance(cached, str) else None))
+    return repository, place, wanted
 
 
-def _verified(repository: Repository, wanted: "RepoSibling") -> Path:
-    """The file's path in the hub's cache, once its bytes are those that the hub states; a wrong one is got again."""
-    from huggingface_hub import hf_hub_download
-
-    name, kind, commit = repository.name, repository.host, repository.revision
-    stated = (wanted.size, wanted.lfs.sha256 if wanted.lfs else wanted.blob_id)
-    for _ in range(2):
-        path = Path(
-            _patiently(lambda: hf_hub_download(name, wanted.rfilename, repo_type=kind, revision=commit), repository)
+def _resolved(repository: Repository, info: "ModelInfo | DatasetInfo") -> Repository:
+    """The repository at the commit and with the licence that the hub states; says how to pin a name that moves."""
+    commit, licence, terms = info.sha or repository.revision, repository.licence, repository.terms
+    if commit != repository.revision:
+        print(
+            f"{repository.name}: the revision {repository.revision} is no full commit; today it is {commit}.\n"
+            f"A branch can move: to pin it, write {repository.name}@{commit} in params.yaml "
+            "(`model` or `more_benchmarks`), or that commit in the set's file in alignment/corpora/",
+            flush=True,
         )
-        found = (path.stat().st_size, files.sha256(path) if wanted.lfs else _blob_id(path))
-        if found == stated:
-            return path
-        path.resolve().unlink()
-    raise Refused(
-        f"{name}: {wanted.rfilename} is not what the hub states (bytes, {'SHA-256' if wanted.lfs else 'git blob'}):\n"
-        f"found {found} twice, wanted {stated}. It was removed; try again, or over another connection"
-    )
+    if licence == UNSTATED:
+        tags = [tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")]
+        licence = ", ".join(tags) or UNSTATED
+        if re.search(r"\bnc\b", licence):
+            terms = f"its licence, {licence}, does not allow commercial use"
+    return dataclasses.replace(repository, revision=commit, licence=licence, terms=terms)
 
 
-def _blob_id(path: Path) -> str:
-    """Git's name for a file's content."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+def _ask_pins(repository: Repository) -> tuple[Place, list[Stated]]:
+    """GitHub states neither sizes nor hashes where it serves files: the pin does, and names each file."""
+    root = f"{GITHUB}/{repository.name}/{repository.revision}"
+    wanted = [Stated(name, f"{root}/{name}", *repository.stated[name]) for name in repository.files]
+    return Place(repository.name, repository.revision, f"GitHub ({root})"), wanted
 
 
-def _download_github(repository: Repository, out: Path) -> None:
-    """Download into `out`; the names are literal. GitHub states no hash there: the commit in the address is the pin."""
-    for name in repository.files:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        _patiently(lambda name=name: _stream(repository, name, out / name), repository)  # type: ignore[misc]
+def _ask_mirror(repository: Repository, root: str, optional: tuple[str, ...]) -> tuple[Place, list[Stated]]:
+    """A static file server: it lists a folder as a page of links, and states a file's size and version."""
+    from fsspec.core import url_to_fs
+
+    filesystem, _ = url_to_fs(root)
+    place = Place(repository.name, repository.revision, f"the mirror ({root})")
+    addresses = {unquote(address.removeprefix(root)): address for address in _crawl(filesystem, root, place)}
+    wanted = []
+    for name in choose(addresses, repository, optional, place.where):
+        info = patiently(lambda name=name: filesystem.info(addresses[name]), place)  # type: ignore[misc]
+        if info["size"] is None:
+            raise Refused(
+                f"{repository.name}: {place.where} does not say how long {name} is, so one that is cut short would "
+                "pass.\nHave it send a Content-Length, or set `source` to the absolute path of a mirror folder"
+            )
+        version = f"{info.get('ETag')} {info.get('Last-Modified')}"
+        wanted.append(Stated(name, addresses[name], info["size"], "", version))
+    return place, wanted
 
 
-def _stream(repository: Repository, name: str, path: Path) -> None:
-    from huggingface_hub import get_session
-    from tqdm import tqdm
-
-    url = f"{GITHUB}/{repository.name}/{repository.revision}/{name}"
-    with get_session().stream("GET", url) as response, path.open("wb") as stream:
-        response.raise_for_status()
-        size = int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=size or None, desc=path.name, unit="B", unit_scale=True) as progress:
-            for part in response.iter_bytes():
-                progress.update(stream.write(part))
-
-
-def _patiently(request: Callable[[], Result], repository: Repository) -> Result:
-    """The answer to `request`, after a few attempts where the failure may pass; the hub's client retries less."""
-    from httpx2 import HTTPError
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    for delay in (*DELAYS_SECONDS, None):
-        try:
-            return request()
-        except (HTTPError, OSError) as failure:
-            # where its cache has no such file either, the hub's client wraps what went wrong
-            error = failure.__cause__ if isinstance(failure, FileNotFoundError) and failure.__cause__ else failure
-            if isinstance(error, OSError) and error.errno:
-                raise  # the disk's trouble, not the network's
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            passing = status in (None, 408, 429) or status >= 500
-            if delay is None or not passing or isinstance(error, OfflineModeIsEnabled):
-                raise Refused(_explain(error, status, repository)) from None
-            print(f"{repository.name}: {_brief(error, status)}; again in {delay} s", flush=True)
-            time.sleep(delay)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _brief(error: BaseException, status: int | None) -> str:
-    """Status or kind, never the error's own text: a header or an address in it may hold a token."""
-    return type(error).__name__ if status is None else f"HTTP {status}"
-
-
-def _explain(error: BaseException, status: int | None, repository: Repository) -> str:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    page = f"{constants.ENDPOINT}/{'datasets/' if repository.host == 'dataset' else ''}{repository.name}"
-    where = "GitHub" if repository.host == "github" else f"the hub ({page})"
-    instead = "or set `source` to the absolute path of a mirror folder"
-    if isinstance(error, OfflineModeIsEnabled):
-        text = f"HF_HUB_OFFLINE keeps this process off the network. Unset it, {instead}"
-    elif status in (401, 403):
-        text = (
-            f"{where} refuses access (HTTP {status}): it is gated, private or misspelt.\n"
-            f"Accept its terms on that page and set HF_TOKEN to a token of that account, {instead}"
-        )
-    elif status == 404:
-        text = f"{where} does not have it at revision {repository.revision}. Correct the pin, {instead}"
-    else:
-        text = f"{where} could not be reached ({_brief(error, status)}). Try again when the network is up, {instead}"
-    return f"{repository.name}: {text}"
+def _crawl(filesystem: Any, folder: str, place: Place) -> Iterator[str]:
+    """The address of every file in a folder of a mirror; fsspec's own walk passes over a folder that fails."""
+    for entry in patiently(lambda: filesystem.ls(folder, detail=True), place):
+        if entry["type"] == "directory":
+            yield from _crawl(filesystem, entry["name"], place)
+        elif "?" not in entry["name"]:  # such a link sorts the page
+            yield entry["name"]

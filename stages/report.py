@@ -1,6 +1,6 @@
 """Put the three checkpoints beside each other: the table, what may be read from it, and the data of the plots.
 
-In: the metrics of every stage, the base model's provenance.
+In: the metrics of every stage, the provenance of the base model and of the data.
 Out: `metrics/report.md` and two CSV files for `dvc plots`.
 """
 
@@ -35,6 +35,7 @@ Metrics = dict[str, dict[str, Any]]
 def main(
     metrics: Annotated[Path, typer.Argument(help="the folder of all metrics")],
     base: Annotated[Path, typer.Argument(help="the base model, for its provenance")],
+    raw: Annotated[Path, typer.Argument(help="the folder of all fetched data, for their provenance")],
     out: Annotated[Path, typer.Argument(help="the report, as Markdown")],
     plots: Annotated[Path, typer.Argument(help="the folder of the plots' data")],
     data: Annotated[str, typer.Option(help="the demonstrations")],
@@ -58,6 +59,7 @@ def main(
         _rows(data, preferences, sampled),
         _training(trained),
         _groups(names, safety),
+        origins(base, raw),
     ]
     files.write_text(out, "\n\n".join(paragraphs) + "\n")
     with files.whole(plots) as folder:
@@ -193,6 +195,18 @@ def _groups(names: dict[str, str], safety: Metrics) -> str:
         counts = [str(safety["base"][f"{group}.{side}"]) for side in ("harmful", "benign")]
         rows.append([group, *cells, *counts])
     return "## Safety by group\n\n" + _markdown(rows)
+
+
+def origins(base: Path, raw: Path) -> str:
+    """The table of what everything here was made from: repository, revision, licence, terms."""
+    tasks = sorted(path.parent for path in (raw / "benchmarks").glob("*/provenance.json"))
+    folders = {"base model": base, "demonstrations": raw / "demonstrations", "comparisons": raw / "comparisons"}
+    folders |= {TITLES.get(task.name, task.name): task for task in tasks} | {"safety": raw / "safety"}
+    rows = [["", "repository", "revision", "licence", "terms"]]
+    for name, folder in folders.items():
+        found = files.read_json(folder / "provenance.json")
+        rows.append([name, *(found[key] for key in ("repository", "revision", "licence")), found.get("terms", "")])
+    return "## Sources and licences\n\n" + _markdown(rows)
 
 
 def _benchmark_plot(evaluated: Metrics) -> str:

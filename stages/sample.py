@@ -4,16 +4,16 @@ In: a fetched corpus, the tokenizer of the base model, the fetched benchmarks.
 Out: one Parquet file of examples with their split, and metrics that account for every row.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from alignment import benchmarks, command, corpora, curation, files, models
-from alignment.chat import Chat, Template
+from alignment import command, corpora, curation, description, files, scan
+from alignment.chat import Template
 from alignment.command import Refused
-from alignment.corpora import Cause, Role
-from alignment.curation import Row
+from alignment.corpora import Role
 
 
 def main(
@@ -30,30 +30,23 @@ def main(
     max_prompt_tokens: Annotated[int, typer.Option(help="longer prompts are refused", min=1)],
     max_tokens: Annotated[int, typer.Option(help="longer rows are refused", min=1)],
     contamination_ngram: Annotated[int, typer.Option(help="words in a run that gives a benchmark item away", min=4)],
+    near_duplicate: Annotated[float, typer.Option(help="similarity from which a row repeats another", min=0, max=1)],
     malformed: Annotated[int, typer.Option(help="rows of the wrong shape that are passed over", min=0)],
+    mentions: Annotated[list[str], typer.Option(help="a safety group and its words, as name=word two_words")],
     template: Annotated[Template, typer.Option(help="the chat template")],
     seed: Annotated[int, typer.Option(help="orders the rows that may be trained")],
     item_seed: Annotated[int, typer.Option(help="orders the rows that are held out")],
 ) -> None:
     """Choose training rows and held-out rows of one corpus."""
     files.claim(out)
+    groups = description.group_words(mentions)
     policy = corpora.load(corpus, role)
-    chat = Chat(models.tokenizer(base), template)
-    tasks = benchmarks.BENCHMARKS
-    contamination = curation.Contamination(
-        {task: map(tasks[task].text, benchmarks.items(benchmark_folder, task)) for task in tasks}, contamination_ngram
-    )
-    parsed, account = curation.parse(policy, role, raw, seed, item_seed, heldout_share, malformed)
-    lengths: dict[str, tuple[int, int]] = {}  # of the rows that are asked for, not of millions that are not needed
-
-    def too_long(row: Row) -> Cause | None:
-        prompt, total = lengths[row.id] = chat.lengths(row.example)
-        if prompt > max_prompt_tokens:
-            return Cause.long_prompt
-        return Cause.long if total > max_tokens else None
-
+    limits = (max_prompt_tokens, max_tokens)
+    make = partial(curation.Measure.load, base, template, *limits, benchmark_folder, contamination_ngram)
     cap = policy.GROUP.cap if policy.GROUP and role is Role.comparisons else None
-    train, held = curation.choose(parsed, account, cap, rows, heldout, too_long, contamination)
+    how = scan.Policy(corpus, role, raw, seed, item_seed, heldout_share, malformed)
+    with scan.reading(how, make) as reader:
+        train, held, account = curation.choose(reader, rows, heldout, cap, near_duplicate)
     if not train or not held:
         wanted = "to train on" if held else "to hold out"
         counts = "\n".join(f"  {cause}: {count}" for cause, count in account.dropped.most_common())
@@ -62,8 +55,9 @@ def main(
             f"raise the limit that refuses them in the section `sample` of params.yaml, or choose another dataset"
         )
     files.write_parquet(out, curation.table(role, train, held))
-    described = curation.describe([lengths[row.id] for row in train])
-    files.write_json(metrics, {**account.metrics(tasks), **described})
+    lengths = [row.measured.lengths for row in train]
+    described = description.describe(role, [row.example for row in train], lengths, groups)
+    files.write_json(metrics, {**account.metrics(), **described})
     print(f"{corpus}: {len(train)} rows to train on, {len(held)} held out, of {account.read} read")
 
 

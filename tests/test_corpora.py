@@ -1,6 +1,8 @@
 """Parsers on literal rows, one for each trap; who can serve as what; counts on real and on embedded rows."""
 
 from collections import Counter
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,11 @@ HH_COMPARISONS = [
         id="a reply that begins the other is kept",
     ),
     pytest.param(
+        hh(of("Hi", "Yes"), of("Hi", "Yes, and more.")),
+        {"prompt": [user("Hi")], "chosen": [reply("Yes")], "rejected": [reply("Yes, and more.")], "margin": None},
+        id="a reply that is the other's beginning is kept",
+    ),
+    pytest.param(
         hh(
             of("He said\nHuman: no. Assistant: yes", "Human: is a word\n\n Assistant: too"),
             of("He said\nHuman: no. Assistant: yes", "B"),
@@ -80,7 +87,9 @@ HH_COMPARISONS = [
     ),
     pytest.param(hh(of("Hi", "A"), of("Hi", "A")), Cause.equal_sides, id="equal sides"),
     pytest.param(hh(of("Hi", "A"), of("Hi", "A ")), Cause.equal_sides, id="sides equal but for a space"),
-    pytest.param(hh(of("Hi", "A"), of("Hi", "")), Cause.empty_turn, id="empty last turn"),
+    pytest.param(hh(of("Hi", "A"), of("Hi", "")), Cause.empty_turn, id="empty last turn of the rejected side"),
+    pytest.param(hh(of("Hi", ""), of("Hi", "B")), Cause.empty_turn, id="empty last turn of the chosen side"),
+    pytest.param(hh(of("Hi", ""), of("Hi", "")), Cause.equal_sides, id="equal sides with empty last turns"),
     pytest.param(
         hh(of("Hi", " \n", "So?", "A"), of("Hi", " \n", "So?", "B")), Cause.empty_turn, id="empty turn inside"
     ),
@@ -113,8 +122,9 @@ def test_hh_demonstrations_are_the_chosen_sides_whatever_the_other_says() -> Non
     [
         (["Q", " A\n"], {"messages": [user("Q"), reply(" A\n")]}),
         (["Q", "A", "R", "B"], {"messages": [user("Q"), reply("A"), user("R"), reply("B")]}),
+        (["Q", "A"] * 10, {"messages": [user("Q"), reply("A")] * 10}),  # the longest row has 20 turns
         (["Q", "A", "R"], Cause.no_reply),
-        (["Q"], Cause.no_reply),
+        (["Q"], Cause.no_reply),  # as in test.jsonl
         ([], Cause.no_reply),
         (["Q", " "], Cause.empty_turn),
     ],
@@ -168,6 +178,8 @@ def preferred(chosen: str, rejected: str, margin: float) -> dict[str, Any]:
         (shp(human_ref_B="not [removed] at all"), preferred("A", "not [removed] at all", 2.5)),
         (shp(human_ref_A=" "), Cause.empty_turn),
         (shp(human_ref_B="A"), Cause.equal_sides),
+        (shp(score_ratio=2), preferred("A", "B", 2.0)),
+        (shp(score_A=-8, score_B=-20, score_ratio=0.4), Cause.low_margin),
     ],
 )
 def test_shp_comparisons(row: Any, wanted: Any) -> None:
@@ -195,50 +207,6 @@ def test_shp_ranks_a_post_s_rows_by_their_better_reply() -> None:
     assert sorted(rows, key=group.best) == [rows[0], rows[3], rows[1], rows[2]]
 
 
-# A user's own
-
-
-@pytest.mark.parametrize(
-    ("row", "wanted"),
-    [
-        ({"messages": [system("S"), user("Q"), reply("A")]}, {"messages": [system("S"), user("Q"), reply("A")]}),
-        ({"messages": [{**user("Q"), "name": "x"}, reply("A")]}, {"messages": [user("Q"), reply("A")]}),
-        ({"prompt": "Q", "completion": "A"}, {"messages": [user("Q"), reply("A")]}),
-        (
-            {"prompt": [system("S"), user("Q")], "completion": [reply("A")]},
-            {"messages": [system("S"), user("Q"), reply("A")]},
-        ),
-        ({"prompt": [user("Q")], "completion": "A"}, {"messages": [user("Q"), reply("A")]}),
-        ({"messages": [user("Q")]}, Cause.no_reply),
-        ({"messages": []}, Cause.no_reply),
-        ({"prompt": "Q", "completion": [user("A")]}, Cause.no_reply),
-        ({"prompt": "Q", "completion": " "}, Cause.empty_turn),
-        ({"messages": [user(""), reply("A")]}, Cause.empty_turn),
-    ],
-)
-def test_own_demonstrations(row: Any, wanted: Any) -> None:
-    assert demonstration("own", row) == wanted
-
-
-OWN = {"prompt": [user("Q")], "chosen": [reply("A")], "rejected": [reply("B")]}
-
-
-@pytest.mark.parametrize(
-    ("row", "wanted"),
-    [
-        (OWN, {**OWN, "margin": None}),
-        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, {**OWN, "margin": None}),
-        ({**OWN, "margin": 2}, {**OWN, "margin": 2.0}),
-        ({**OWN, "margin": None}, {**OWN, "margin": None}),
-        ({**OWN, "rejected": "A"}, Cause.equal_sides),
-        ({**OWN, "chosen": ""}, Cause.empty_turn),
-        ({**OWN, "prompt": []}, Cause.empty_turn),
-    ],
-)
-def test_own_comparisons(row: Any, wanted: Any) -> None:
-    assert comparison("own", row) == wanted
-
-
 # The wrong shape
 
 
@@ -249,6 +217,7 @@ def test_own_comparisons(row: Any, wanted: Any) -> None:
         (comparison, "hh", hh(of("Hi", "A"), "Human: Hi"), "'Human: Hi'", r"\n\nHuman: …"),
         (comparison, "hh", hh("x" + of("Hi", "A"), of("Hi", "B")), r"'x\n\nHuman", r"\n\nHuman: …"),
         (comparison, "hh", hh("", of("Hi", "B")), "''", r"\n\nHuman: …"),
+        (comparison, "hh", hh("Hi", "Hi"), "'Hi'", r"\n\nHuman: …"),  # equal, but no dialogues
         (demonstration, "hh", {"chosen": None, "rejected": ""}, "NoneType in 'chosen'", "str"),
         (demonstration, "lima", {"conversations": ["Q", None]}, "something else than text", "list of strings"),
         (demonstration, "lima", {"conversations": "Q"}, "str in 'conversations'", "list"),
@@ -263,36 +232,15 @@ def test_own_comparisons(row: Any, wanted: Any) -> None:
         (comparison, "shp", shp(labels=2), "2 in 'labels'", "0 or 1"),
         (comparison, "shp", shp(labels=True), "bool in 'labels'", "int"),
         (comparison, "shp", shp(score_A="9"), "str in 'score_A'", "int"),
+        (comparison, "shp", shp(score_ratio=None), "NoneType in 'score_ratio'", "int or float"),
+        (comparison, "shp", shp(score_ratio=float("nan")), "nan in 'score_ratio'", "a finite number"),
+        (demonstration, "shp", shp(score_ratio=float("inf")), "inf in 'score_ratio'", "a finite number"),
+        (comparison, "shp", shp(score_ratio=10**400), "inf in 'score_ratio'", "a finite number"),
+        # rows are grouped by their post: one of no name would gather strangers
         (comparison, "shp", shp(post_id=None), "NoneType in 'post_id'", "str"),
-        (demonstration, "own", {"text": "A"}, "the columns text", "'prompt' among them"),
-        (demonstration, "own", {"messages": "Q"}, "str in 'messages'", "list"),
-        (demonstration, "own", {"messages": ["Q", "A"]}, "str", "an object with named columns"),
-        (
-            demonstration,
-            "own",
-            {"messages": [{"role": "user", "text": "Q"}]},
-            "the columns role, text",
-            "'content' among",
-        ),
-        (
-            demonstration,
-            "own",
-            {"messages": [{"role": "human", "content": "Q"}]},
-            "the role 'human'",
-            "system, user or",
-        ),
-        (demonstration, "own", {"prompt": "Q", "completion": 3}, "int in 'completion'", "str or list"),
-        (comparison, "own", {"chosen": "A", "rejected": "B"}, "the columns chosen, rejected", "'prompt' among them"),
-        (
-            comparison,
-            "own",
-            {**OWN, "chosen": [user("A")]},
-            "the roles ['user'] in 'chosen'",
-            "one message, the assistant's",
-        ),
-        (comparison, "own", {**OWN, "rejected": []}, "the roles [] in 'rejected'", "one message"),
-        (comparison, "own", {**OWN, "chosen": [reply("A"), reply("A")]}, "'assistant'] in 'chosen'", "one message"),
-        (comparison, "own", {**OWN, "margin": "2"}, "str in 'margin'", "int or float"),
+        (demonstration, "shp", shp(post_id=["p"]), "list in 'post_id'", "str"),
+        (demonstration, "shp", shp(post_id=" "), "' ' in 'post_id'", "the name of a post"),
+        (demonstration, "shp", shp(post_id="\ud800"), r"'\ud800' in 'post_id'", "the name of a post"),
     ],
 )
 def test_another_shape_is_malformed(parser: Any, name: str, row: Any, found: str, wanted: str) -> None:
@@ -306,8 +254,12 @@ def test_another_shape_is_malformed(parser: Any, name: str, row: Any, found: str
 
 
 def test_an_unknown_dataset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(Refused, match=r"'oraca'.*\n.*hh, lima, orca, own, shp"):
+    with pytest.raises(Refused, match=rf"'oraca'.*\n.*{', '.join(corpora.names())}"):
         corpora.load("oraca")
+
+
+def test_the_five_datasets_are_there() -> None:
+    assert {"hh", "lima", "orca", "own", "shp"} <= set(corpora.names())
 
 
 @pytest.mark.parametrize("name", ["lima", "orca"])
@@ -324,28 +276,102 @@ def test_every_set_has_demonstrations_a_policy_and_pinned_files(name: str) -> No
         assert len(corpus.SOURCE.revision) == 40 and corpus.SOURCE.files and corpus.SOURCE.licence
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "fetched", "heldout"),
+    [
+        ("hh", "harmless-base/train.jsonl.gz", True, False),
+        ("hh", "helpful-base/test.jsonl.gz", True, True),
+        ("hh", "helpful-online/train.jsonl.gz", False, False),  # the study took the two base subsets
+        ("hh", "red-team-attempts/red_team_attempts.jsonl.gz", False, False),
+        ("lima", "train.jsonl", True, False),
+        ("lima", "test.jsonl", False, False),
+        ("orca", "3_5M-GPT3_5-Augmented.parquet", True, False),
+        ("shp", "askculinary/train.json", True, False),
+        ("shp", "legaladvice/validation.json", True, True),
+        ("shp", "legaladvice/test.json", True, True),
+    ],
+)
+def test_which_files_are_fetched_and_which_of_them_are_never_trained(
+    name: str, file: str, fetched: bool, heldout: bool
+) -> None:
+    corpus = corpora.load(name)
+    assert any(fnmatchcase(file, pattern) for pattern in corpus.SOURCE.files) == fetched
+    assert any(fnmatchcase(file, pattern) for pattern in corpus.HELDOUT) == heldout
+
+
 # Counts on whole files
+
+
+def count(paths: Iterable[Path], name: str, role: Role) -> dict[str, int]:
+    """How many rows are used, and how many are refused for each cause; a malformed row is an error here."""
+    parsed = [parse(name, role, row) for path in paths for _, row in records.rows(path)]
+    return dict(Counter(str(example) if isinstance(example, Cause) else "ok" for example in parsed))
 
 
 def counts(root: Path, name: str, role: Role) -> dict[str, int]:
     folder = root / corpora.load(name).SOURCE.name
-    rows = [row for path in sorted(folder.rglob("*")) if path.is_file() for _, row in records.rows(path)]
-    parsed = [parse(name, role, row) for row in rows]
-    return dict(Counter(str(example) if isinstance(example, Cause) else "ok" for example in parsed))
+    return count((path for path in sorted(folder.rglob("*")) if path.is_file()), name, role)
 
 
-@pytest.mark.parametrize(
-    ("name", "role", "wanted"),
-    [
-        ("hh", Role.demonstrations, {"ok": 4644, "empty_turn": 5, "turn_order": 17}),
-        ("hh", Role.comparisons, {"ok": 4632, "empty_turn": 8, "turn_order": 24, "equal_sides": 2}),
-        ("lima", Role.demonstrations, {"ok": 1029}),
-        ("orca", Role.demonstrations, {"ok": 384}),
-        ("shp", Role.comparisons, {"ok": 1}),
-    ],
-)
-def test_counts_on_real_rows(mirror: Path, name: str, role: Role, wanted: dict[str, int]) -> None:
-    assert counts(mirror, name, role) == wanted
+HH_HARMLESS, HH_HELPFUL = "Anthropic/hh-rlhf/harmless-base", "Anthropic/hh-rlhf/helpful-base"
+REAL = {
+    ("hh", Role.demonstrations): {
+        f"{HH_HARMLESS}/train.jsonl.gz": {"ok": 2100, "empty_turn": 4, "turn_order": 8},
+        f"{HH_HARMLESS}/test.jsonl.gz": {"ok": 200},
+        f"{HH_HELPFUL}/train.jsonl.gz": {"ok": 2144, "empty_turn": 1, "turn_order": 9},
+        f"{HH_HELPFUL}/test.jsonl.gz": {"ok": 200},
+    },
+    ("hh", Role.comparisons): {
+        f"{HH_HARMLESS}/train.jsonl.gz": {"ok": 2099, "empty_turn": 4, "turn_order": 9},
+        f"{HH_HARMLESS}/test.jsonl.gz": {"ok": 200},
+        f"{HH_HELPFUL}/train.jsonl.gz": {"ok": 2134, "empty_turn": 4, "turn_order": 15, "equal_sides": 1},
+        f"{HH_HELPFUL}/test.jsonl.gz": {"ok": 199, "equal_sides": 1},
+    },
+    ("lima", Role.demonstrations): {"GAIR/lima/train.jsonl": {"ok": 1029}},
+    ("orca", Role.demonstrations): {
+        "Open-Orca/OpenOrca/1M-GPT4-Augmented.parquet": {"ok": 384},
+        "Open-Orca/OpenOrca/3_5M-GPT3_5-Augmented.parquet": {},  # a file of no rows is no error
+    },
+    ("shp", Role.demonstrations): {"stanfordnlp/SHP/askculinary/train.json": {"ok": 1}},
+    ("shp", Role.comparisons): {"stanfordnlp/SHP/askculinary/train.json": {"ok": 1}},
+}
+
+
+@pytest.mark.parametrize(("name", "role"), REAL)
+def test_counts_on_real_rows(mirror: Path, name: str, role: Role) -> None:
+    wanted = REAL[name, role]
+    folder = mirror / corpora.load(name).SOURCE.name
+    assert {path.relative_to(mirror).as_posix() for path in folder.rglob("*") if path.is_file()} == set(wanted)
+    for file, causes in wanted.items():
+        assert count([mirror / file], name, role) == causes, file
+
+
+def test_what_real_rows_look_like(mirror: Path) -> None:
+    """Facts that a wrong parser would not give by chance: turns, system prompts, replies that begin the other."""
+    lima = [demonstration("lima", row) for _, row in records.rows(mirror / "GAIR/lima/train.jsonl")]
+    assert Counter(len(example["messages"]) for example in lima) == {2: 1000, 4: 15, 6: 10, 8: 3, 20: 1}
+    orca = mirror / "Open-Orca/OpenOrca/1M-GPT4-Augmented.parquet"
+    turns = Counter(len(demonstration("orca", row)["messages"]) for _, row in records.rows(orca))
+    assert turns == {3: 376, 2: 8}  # `system_prompt` is empty in 8 rows
+    begun = 0
+    for file in REAL["hh", Role.comparisons]:
+        pairs = [comparison("hh", row) for _, row in records.rows(mirror / file)]
+        sides = [
+            [pair[side][0]["content"] for side in ("chosen", "rejected")] for pair in pairs if isinstance(pair, dict)
+        ]
+        begun += sum(a.startswith(b) or b.startswith(a) for a, b in sides)
+    assert begun == 12
+    ((_, row),) = records.rows(mirror / "stanfordnlp/SHP/askculinary/train.json")
+    pair = comparison("shp", row)
+    assert (row["post_id"], row["score_A"], row["score_B"], row["labels"]) == ("qt3nxl", 340, 166, 1)
+    assert pair["chosen"] == [reply(row["human_ref_A"])] and pair["margin"] == row["score_ratio"]
+    assert demonstration("shp", row) == {"messages": [*pair["prompt"], *pair["chosen"]]}
+
+
+def test_rows_in_shp_s_shape_without_its_scores_are_all_malformed(mirror: Path) -> None:
+    for _, row in records.rows(mirror / "kawine/steamshp/data/anthropic_helpful/test.json"):
+        with pytest.raises(Malformed, match="labels, post_id, wanted 'score_A' among them"):
+            comparison("shp", row)
 
 
 @pytest.mark.parametrize(

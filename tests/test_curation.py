@@ -3,16 +3,23 @@
 import gzip
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from alignment import benchmarks, corpora, curation, pins
+from alignment import benchmarks, corpora, curation, overlap, pins, scan
+from alignment.chat import Lengths
 from alignment.command import Refused
 from alignment.corpora import Cause, Role
-from alignment.curation import Account, Contamination, Row
+from alignment.curation import Account, Measured
+from alignment.overlap import Contamination
+from alignment.scan import Row
 
 MINI = Path(__file__).parents[1] / "data/mini"
 
@@ -27,6 +34,17 @@ def write(path: Path, rows: Iterable[Any]) -> Path:
     return path.parent
 
 
+def measured(
+    example: Any,
+    too_long: Callable[[str], Cause | None] = lambda text: None,
+    contamination: Callable[[str], list[str]] = lambda text: [],
+) -> Measured:
+    text, opened = (" ".join(overlap.normal(said(example))) for said in (corpora.whole_text, corpora.opening))
+    signature = overlap.signature(overlap.hashes(text.split()))
+    lengths = Lengths(1, 1, 0)
+    return Measured(text.encode(), opened.encode(), lengths, too_long(text), contamination(text), signature)
+
+
 def sample(
     raw: Path,
     name: str = "own",
@@ -37,14 +55,15 @@ def sample(
     malformed: int = 0,
     kept: int = 10**9,
     heldout: int = 10**9,
-    too_long: Callable[[Row], Cause | None] = lambda row: None,
-    contamination: Callable[[str], list[str]] = lambda text: [],
+    near: float = 1,
+    processes: int = 1,
+    measure: Callable[[Any], Measured] = measured,
 ) -> tuple[list[Row], list[Row], Account]:
-    corpus = corpora.load(name, role)
-    rows, account = curation.parse(corpus, role, raw, seed, item_seed, share, malformed)
-    cap = corpus.GROUP.cap if corpus.GROUP and role is Role.comparisons else None
-    train, held = curation.choose(rows, account, cap, kept, heldout, too_long, contamination)
-    return train, held, account
+    group = corpora.load(name, role).GROUP
+    policy = scan.Policy(name, role, raw, seed, item_seed, share, malformed)
+    cap = group.cap if group and role is Role.comparisons else None
+    with scan.reading(policy, partial(partial, measure), processes) as reader:
+        return curation.choose(reader, kept, heldout, cap, near)
 
 
 def ids(rows: list[Row]) -> list[str]:
@@ -66,10 +85,13 @@ def test_every_row_is_accounted_for(many: list[dict[str, str]], tmp_path: Path) 
         malformed=1,
         kept=30,
         heldout=5,
-        too_long=lambda row: Cause.long if len(curation.whole_text(row.example)) > 16 else None,
-        contamination=lambda text: ["piqa", "mmlu"] if "kettle" in text else [],
+        measure=partial(
+            measured,
+            too_long=lambda text: Cause.long if len(text) > 14 else None,
+            contamination=lambda text: ["piqa", "mmlu"] if "kettle" in text else [],
+        ),
     )
-    metrics = account.metrics(["piqa", "mmlu", "toxigen"])
+    metrics = account.metrics()
     assert sum(count for name, count in metrics.items() if name.startswith(("rows.", "dropped."))) == 2 * len(rows)
     assert (metrics["rows.read"], metrics["rows.kept"], metrics["rows.heldout"]) == (603, len(train), len(held))
     assert (len(train), len(held)) == (30, 5)
@@ -93,14 +115,51 @@ def test_the_order_of_rows_and_files_does_not_matter(many: list[dict[str, str]],
     write(tmp_path / "two/z.jsonl", shuffled[:200])
     train2, held2, account2 = sample(write(tmp_path / "two/b.jsonl", shuffled[200:]), kept=50, heldout=20)
     assert (ids(train), ids(held)) == (ids(train2), ids(held2))
-    assert account.metrics([]) == account2.metrics([])
+    assert account.metrics() == account2.metrics()
+
+
+@pytest.mark.parametrize("role", Role)
+def test_the_number_of_processes_does_not_matter(role: Role, posts: Path) -> None:
+    train, held, account = sample(posts, "shp", role)
+    train2, held2, account2 = sample(posts, "shp", role, processes=2)
+    assert (ids(train), ids(held)) == (ids(train2), ids(held2)) and train
+    assert account == account2
+
+
+def test_a_refusal_in_another_process_is_told(tmp_path: Path) -> None:
+    raw = write(tmp_path / "raw/a.jsonl", [{"text": "x"}])
+    with pytest.raises(Refused, match=r"a.jsonl:1: found the columns text"):
+        sample(raw, processes=2)
+
+
+def test_row_groups_of_parquet_do_not_matter(many: list[dict[str, str]], tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(many)
+    for name, size in (("one", 10**6), ("many", 7)):
+        (tmp_path / name).mkdir()
+        pq.write_table(table, tmp_path / name / "a.parquet", row_group_size=size)
+    one, many_groups = (sample(tmp_path / name, kept=50, heldout=20) for name in ("one", "many"))
+    assert ids(one[0]) == ids(many_groups[0]) and one[2] == many_groups[2]
+    assert ids(one[0]) == ids(sample(write(tmp_path / "lines/a.jsonl", many), kept=50, heldout=20)[0])
+
+
+def test_equal_content_alone_has_equal_bytes() -> None:
+    """What a key is made of: no text can pass for the end of another one."""
+    texts = ["", "a", "4 9", "user", "messages", "a9user"]
+    examples = [
+        {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": two}]}
+        for one in texts
+        for two in texts
+    ]
+    replies = [[{"role": "assistant", "content": text}] for text in texts]
+    examples += [{"prompt": [], "chosen": one, "rejected": two} for one in replies for two in replies]
+    assert len({scan._content(example) for example in examples}) == len(examples)
 
 
 def test_asking_for_more_gives_a_superset_in_the_same_order(many: list[dict[str, str]], tmp_path: Path) -> None:
     raw = write(tmp_path / "raw/a.jsonl", many)
-    few, more = sample(raw, kept=20, heldout=5), sample(raw, kept=60, heldout=15)
-    assert (len(few[0]), len(more[0]), len(few[1]), len(more[1])) == (20, 60, 5, 15)
-    assert ids(few[0]) == ids(more[0])[:20] and ids(few[1]) == ids(more[1])[:5]
+    few, more, held = sample(raw, kept=20, heldout=5), sample(raw, kept=60, heldout=5), sample(raw, heldout=15)[1]
+    assert (len(few[0]), len(more[0]), len(few[1]), len(held)) == (20, 60, 5, 15)
+    assert ids(few[0]) == ids(more[0])[:20] and ids(few[1]) == ids(more[1]) == ids(held)[:5]
 
 
 def test_the_seed_changes_training_rows_and_never_held_out_ones(many: list[dict[str, str]], tmp_path: Path) -> None:
@@ -113,7 +172,7 @@ def test_the_seed_changes_training_rows_and_never_held_out_ones(many: list[dict[
 
 def test_no_opening_stands_on_both_sides(many: list[dict[str, str]], tmp_path: Path) -> None:
     train, held, _ = sample(write(tmp_path / "raw/a.jsonl", many), heldout=3)
-    openings = [{curation.normal(curation.opening(row.example)) for row in rows} for rows in (train, held)]
+    openings = [{row.measured.opening for row in rows} for rows in (train, held)]
     assert openings[0] and openings[1] and not openings[0] & openings[1]
 
 
@@ -137,10 +196,11 @@ def write_gz(path: Path, rows: Iterable[Any]) -> None:
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
 
 
-def shp(post: str, a: str, b: str, score_a: int, score_b: int) -> dict[str, Any]:
+def shp(post: str, a: str, b: str, score_a: int, score_b: int, domain: str = "askculinary") -> dict[str, Any]:
     row = {"post_id": post, "history": f"Post {post}?", "human_ref_A": a, "human_ref_B": b}
     ratio = max(score_a, score_b) / min(score_a, score_b)
-    return {**row, "score_A": score_a, "score_B": score_b, "labels": int(score_a > score_b), "score_ratio": ratio}
+    scores = {"score_A": score_a, "score_B": score_b, "labels": int(score_a > score_b), "score_ratio": ratio}
+    return {**row, **scores, "domain": domain}
 
 
 @pytest.fixture
@@ -154,6 +214,17 @@ def posts(tmp_path: Path) -> Path:
 def test_at_most_a_cap_of_comparisons_of_a_group(posts: Path) -> None:
     train, held, account = sample(posts, "shp", Role.comparisons)
     assert (len(train), len(held), account.dropped) == (6, 1, {Cause.group_cap: 4})
+
+
+def test_strata_keep_their_shares_however_many_rows_are_taken(tmp_path: Path) -> None:
+    sizes = {"askculinary": 60, "explainlikeimfive": 30, "askphysics": 10}
+    rows = [shp(f"{domain}{i}", f"{i} is so", "no", 9, 1, domain) for domain, n in sizes.items() for i in range(n)]
+    raw = write(tmp_path / "raw/train.json", random.Random(0).sample(rows, 100))
+    for kept in (10, 20, 50):
+        train, _, _ = sample(raw, "shp", Role.comparisons, kept=kept)
+        texts = [row.example["prompt"][0]["content"] for row in train]
+        found = {domain: sum(domain in text for text in texts) for domain in sizes}
+        assert found == {domain: n * kept // 100 for domain, n in sizes.items()}
 
 
 def test_a_group_s_demonstration_is_its_best_reply_once(posts: Path) -> None:
@@ -178,6 +249,44 @@ def test_duplicates(tmp_path: Path, other: dict[str, str], duplicate: bool) -> N
     assert len(train) == 2 - duplicate and account.dropped[Cause.duplicate] == duplicate
 
 
+WORDS = [f"word{number}" for number in range(60)]
+
+
+def test_near_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
+    said = " ".join(WORDS)
+    rows = [demo("Tell me", said), demo("Tell me", f"{said} again"), demo("Tell me", " ".join(reversed(WORDS)))]
+    raw = write(tmp_path / "raw/a.jsonl", rows)
+    assert sample(raw, share=0, near=0.8)[2].dropped == {Cause.near_duplicate: 1}
+    assert not sample(raw, share=0, near=1)[2].dropped
+
+
+def test_rows_of_one_group_may_be_nearly_the_same(tmp_path: Path) -> None:
+    said = " ".join(WORDS)
+    rows = [shp("p", f"{said} one", "no", 9, 1), shp("p", f"{said} two", "no", 9, 1)]
+    rows = [{**row, "history": "The same post"} for row in [*rows, shp("q", f"{said} three", "no", 9, 1)]]
+    train, _, account = sample(write(tmp_path / "raw/train.json", rows), "shp", Role.comparisons, near=0.8)
+    posts = Counter(row.group for row in train)
+    assert len(posts) == 1 and len(train) + account.dropped[Cause.near_duplicate] == 3
+
+
+@pytest.mark.parametrize("shared", [0, 20, 100, 150, 190, 200])
+def test_the_signature_estimates_the_share_of_common_runs(shared: int) -> None:
+    """MinHash against the Jaccard index of the sets of runs, within four standard errors."""
+    draw = random.Random(shared)
+    common = [str(draw.random()) for _ in range(shared)]
+    texts = [[*common, *(str(draw.random()) for _ in range(200 - shared))] for _ in range(2)]
+    sets = [{tuple(words[i : i + 5]) for i in range(len(words) - 4)} for words in texts]
+    true = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+    one, other = (overlap.signature(overlap.hashes(words)) for words in texts)
+    assert abs(float((one == other).mean()) - true) <= 4 * (true * (1 - true) / 128) ** 0.5
+
+
+def test_short_texts_have_a_signature_of_all_their_words() -> None:
+    same, other, none = (overlap.signature(overlap.hashes(words)) for words in (["a", "b"], ["a", "c"], []))
+    assert (same == overlap.signature(overlap.hashes(["a", "b"]))).all()
+    assert not (same == other).any() and not (same == none).any()
+
+
 @pytest.mark.parametrize(
     ("one", "other", "equal"),
     [
@@ -191,7 +300,7 @@ def test_duplicates(tmp_path: Path, other: dict[str, str], duplicate: bool) -> N
     ],
 )
 def test_normal(one: str, other: str, equal: bool) -> None:
-    assert (curation.normal(one) == curation.normal(other)) is equal
+    assert (overlap.normal(one) == overlap.normal(other)) is equal
 
 
 # The wrong shape
@@ -205,7 +314,7 @@ def test_malformed_rows_beyond_the_limit_stop_with_place_found_and_wanted(tmp_pa
         sample(raw, malformed=2)
     message = str(refused.value)
     assert "2 are allowed (`sample.malformed`)" in message
-    assert f"{raw}/a.jsonl:4: found the columns text, wanted 'prompt' among them" in message
+    assert f"{raw}/a.jsonl:4: found the columns text, wanted 'messages', or 'prompt' and 'completion'" in message
     assert f"{raw}/a.jsonl:5: found half a surrogate pair, '\\ud800', wanted" in message
     assert f"{raw}/a.jsonl:6: found int in 'messages', wanted list" in message
 
@@ -221,6 +330,11 @@ def test_the_first_five_malformed_rows_are_shown_and_no_more_are_read(tmp_path: 
 
 
 # Contamination
+
+
+def contamination(items: dict[str, Iterable[tuple[str, str]]], text: str) -> list[str]:
+    return Contamination(items, 13)(overlap.hashes(overlap.normal(text)))
+
 
 LONG = "A farmer leaves his wet boots beside the stove every night. Why do they crack?"
 ITEMS: dict[str, Iterable[tuple[str, str]]] = {
@@ -251,7 +365,7 @@ ITEMS: dict[str, Iterable[tuple[str, str]]] = {
     ],
 )
 def test_an_item_inside_a_text_is_found_and_its_benchmark_named(text: str, found: list[str]) -> None:
-    assert Contamination(ITEMS, 13)(curation.normal(text)) == found
+    assert contamination(ITEMS, text) == found
 
 
 @pytest.mark.parametrize("sides", [("messages",), ("prompt", "chosen", "rejected"), ("prompt", "rejected", "chosen")])
@@ -260,16 +374,16 @@ def test_an_item_is_found_across_the_turns_of_a_row(sides: tuple[str, ...]) -> N
     answer = {"role": "assistant", "content": "Artemisia Gentileschi of Rome!"}
     parts = [[turns[0], answer]] if sides == ("messages",) else [turns[:1], [answer], turns[1:]]
     example = dict(zip(sides, parts, strict=True))
-    assert Contamination(ITEMS, 13)(curation.normal(curation.whole_text(example))) == ["mmlu"]
+    assert contamination(ITEMS, corpora.whole_text(example)) == ["mmlu"]
 
 
 @pytest.mark.parametrize("task", benchmarks.BENCHMARKS)
 def test_every_embedded_item_has_a_text_and_is_found(task: str, tmp_path: Path) -> None:
     (tmp_path / task).symlink_to(MINI / pins.BENCHMARKS[task].name, target_is_directory=True)
     texts = [benchmarks.BENCHMARKS[task].text(row) for row in benchmarks.items(tmp_path, task)]
-    contamination = Contamination({task: texts}, 13)
-    quoted = [curation.normal(f"{question} {answer}") for question, answer in texts]
-    assert texts and all(contamination(text) == [task] for text in quoted if len(text.split()) >= 4)
+    find = Contamination({task: texts}, 13)
+    quoted = [overlap.normal(f"{question} {answer}") for question, answer in texts]
+    assert texts and all(find(overlap.hashes(words)) == [task] for words in quoted if len(words) >= 4)
 
 
 def test_a_benchmark_without_files_is_refused(tmp_path: Path) -> None:
@@ -293,15 +407,3 @@ def test_the_table_is_trl_s_format_with_a_split(tmp_path: Path) -> None:
             "margin": 2.5,
         }
     ]
-
-
-def test_figures_of_lengths() -> None:
-    assert curation.describe([(10, 14), (20, 30), (30, 36)]) == {
-        "tokens.total": 80,
-        "tokens.prompt.mean": 20.0,
-        "tokens.prompt.median": 20.0,
-        "tokens.prompt.p95": 29.0,
-        "tokens.reply.mean": 6.7,
-        "tokens.reply.median": 6.0,
-        "tokens.reply.p95": 9.6,
-    }

@@ -5,14 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub import Hub, serving
 
 from alignment import corpora, files, pins
 
 ROOT = Path(__file__).parent.parent
 
 
-def fetch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stages.fetch", *map(str, arguments)]
+def fetch(what: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`stages.fetch`, with its downloads beside the folder that it makes."""
+    out = Path(next(argument for argument in arguments if isinstance(argument, Path)))
+    downloads = ["--downloads", str(out.parent / "downloads")]
+    command = [sys.executable, "-m", "stages.fetch", what, *map(str, arguments), *downloads]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -37,7 +41,7 @@ def test_a_model_lands_with_its_provenance(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / "mine").mkdir(exist_ok=True)
         (tmp_path / "mine" / name).write_text("{}")
-    ended = fetch("model", tmp_path / "mine", tmp_path / "base", "--source", "mini", "--downloads", tmp_path)
+    ended = fetch("model", tmp_path / "mine", tmp_path / "base", "--source", "mini")
     assert ended.returncode == 0, ended.stderr
     assert {path.name for path in (tmp_path / "base").iterdir()} == names | {"provenance.json"}
 
@@ -102,6 +106,13 @@ def test_an_unknown_corpus_is_refused_with_the_known_ones(tmp_path: Path) -> Non
     ended = fetch("corpus", "oraca", tmp_path / "raw", "--source", "mini", "--own", "unused.jsonl")
     assert ended.returncode == 1 and "'oraca'" in ended.stderr and "orca" in ended.stderr
     assert "git checkout -- params.yaml" in ended.stderr and not (tmp_path / "raw").exists()
+
+
+def test_a_mirror_may_be_an_address(tmp_path: Path) -> None:
+    with serving(Hub({"train.jsonl": b"{}\n"}, repository="GAIR/lima")) as hub:
+        ended = fetch("corpus", "lima", tmp_path / "raw", "--source", f"{hub.endpoint}/mirror", "--own", "unused.jsonl")
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "raw/train.jsonl").read_text() == "{}\n"
 
 
 def test_no_option_has_a_default(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import math
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,7 @@ def test_scores_are_those_of_plain_forward_passes(tiny: Path, seed: int, attenti
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_those_requests_have_cached_prefixes_and_trees_in_a_row(seed: int) -> None:
     tree = Tree(nested(seed), 1 << 16)
-    trees = [span for span in likelihood.rows(tree, WIDTH) if span.high - span.low > 1]
+    trees = [span for span in likelihood.rows(tree, WIDTH, overhead=64) if span.high - span.low > 1]
     assert any(not span.depth for span in trees)
     prefixes = {tree.sequences[span.low][: span.depth] for span in trees if span.depth}
     assert len(prefixes) == 2
@@ -191,9 +193,9 @@ def test_a_shared_prefix_is_read_once(model: PreTrainedModel, monkeypatch: pytes
 @pytest.mark.parametrize("requests", [truthfulqa(), nested(0), nested(1)], ids=["truthfulqa", "nested", "another"])
 def test_a_plan_has_every_sequence_once_in_batches_of_one_prefix(requests: list[Request], token_budget: int) -> None:
     tree = Tree(requests, 1 << 16)
-    spans = likelihood.rows(tree, WIDTH)
+    spans = likelihood.rows(tree, WIDTH, overhead=64)
     assert sorted(n for span in spans for n in range(span.low, span.high)) == list(range(len(tree.sequences)))
-    batches = likelihood.plan(tree, spans, token_budget)
+    batches = likelihood.plan(tree, spans, token_budget, overhead=64)
     assert sorted(span for batch in batches for span in batch) == sorted(spans)
     for batch in batches:
         longest = max(len(tree.row(span).tokens) for span in batch)
@@ -203,9 +205,28 @@ def test_a_plan_has_every_sequence_once_in_batches_of_one_prefix(requests: list[
         assert len(batches) < len(spans)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_batches_are_the_cheapest_of_all_ways_to_cut_the_rows(seed: int) -> None:
+    generator = random.Random(seed)
+    lengths = sorted((generator.randint(1, 60) for _ in range(9)), reverse=True)
+    budget, overhead = 100, 16
+
+    def cost(ends: tuple[int, ...]) -> float:
+        """Rows times their longest and a pass, for each batch; a batch of one may exceed the budget."""
+        parts = [lengths[start:end] for start, end in pairwise((0, *ends, len(lengths)))]
+        if any(len(part) > 1 and len(part) * part[0] > budget for part in parts):
+            return math.inf
+        return sum(len(part) * part[0] + overhead for part in parts)
+
+    ways = [ends for count in range(9) for ends in combinations(range(1, 9), count)]
+    found = likelihood._cuts(np.array(lengths), budget, overhead)
+    assert found[-1] == len(lengths)
+    assert cost(tuple(found[:-1])) == min(map(cost, ways))
+
+
 def test_a_row_spells_its_sequences() -> None:
     tree = Tree(nested(0), 1 << 16)
-    for span in likelihood.rows(tree, WIDTH):
+    for span in likelihood.rows(tree, WIDTH, overhead=64):
         row = tree.row(span)
         assert len(row.tokens) == len(row.positions) == tree.tokens(span)
         for sequence, path in zip(tree.sequences[span.low : span.high], row.paths, strict=True):
@@ -351,9 +372,10 @@ def test_a_batch_that_does_not_fit_is_split(
 ) -> None:
     requests = nested(0)
     wanted = oracle(model, requests)
+    monkeypatch.setitem(likelihood.OVERHEAD, "cpu", 4096)  # so that the plan has few batches
     engine = Engine(model, 4096)
     tree = Tree(requests, engine.longest)
-    longest = max(map(tree.tokens, likelihood.rows(tree, WIDTH)))
+    longest = max(map(tree.tokens, likelihood.rows(tree, WIDTH, overhead=4096)))
     watched(monkeypatch, model, fitting(2 * longest))
     agree(engine.score(requests), wanted)
     assert "out of memory with" in caplog.text
@@ -437,7 +459,9 @@ def test_an_adapter_s_scores_are_those_of_the_merged_model(tiny: Path) -> None:
 
 PROCESS = """
 import json
+import math
 import sys
+from itertools import combinations, pairwise
 from pathlib import Path
 
 from alignment import likelihood, models

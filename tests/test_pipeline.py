@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment import command, files
+from alignment import command, corpora, files
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -129,7 +129,7 @@ def test_going_back_restores_from_the_run_cache(fresh: Path) -> None:
 
 
 REFUSALS = {
-    "an unknown dataset": (("params.yaml", r"^data: lima", "data: oraca"), ["'oraca'", "hh, lima, orca, own, shp"]),
+    "an unknown dataset": (("params.yaml", r"^data: lima", "data: oraca"), ["'oraca'", ", ".join(corpora.names())]),
     "no comparisons": (
         ("params.yaml", r"^preferences: hh", "preferences: lima"),
         ["'lima' has no comparisons", "hh, own, shp"],

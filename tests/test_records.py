@@ -93,3 +93,17 @@ def test_another_suffix_is_refused_with_the_readable_ones(name: str, tmp_path: P
     with pytest.raises(Refused, match=r"rows are read from \.json, \.jsonl, \.jsonl\.gz or \.parquet") as refused:
         list(records.rows(tmp_path / name))
     assert str(tmp_path / name) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz"])
+def test_wanted_rows_are_those_of_all_rows(name: str, tmp_path: Path) -> None:
+    rows = [{"text": f"row {number}", "more": [number]} for number in range(1, 5001)]
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2500)
+    else:
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    wanted = {1, 2, 1500, 2500, 2501, 5000}  # some batches have none
+    found = [pair for part in records.parts(path) for pair in records.numbered(part, wanted)]
+    assert found == [(number, rows[number - 1]) for number in sorted(wanted)]

@@ -22,6 +22,8 @@ LIMITS: dict[str, Any] = {
     "max_prompt_tokens": 10**6,
     "max_tokens": 10**6,
     "contamination_ngram": 13,
+    "near_duplicate": 1.0,
+    "mentions": ["women=woman women"],
     "malformed": 0,
     "template": Template.chatml,
     "seed": 0,
@@ -104,7 +106,7 @@ def test_nothing_left_is_refused_with_the_causes_and_writes_nothing(run: Sample,
 
 def test_malformed_rows_stop_the_stage_unless_allowed(run: Sample) -> None:
     rows = [*ROWS, {"text": "another shape"}]
-    with pytest.raises(Refused, match=r"own\.jsonl:13: found the columns text, wanted 'prompt'"):
+    with pytest.raises(Refused, match=r"own\.jsonl:13: found the columns text, wanted 'messages'"):
         run(rows)
     assert run(rows, malformed=1)[1]["dropped.malformed"] == 1
 
@@ -139,18 +141,21 @@ SETS += [("orca", Role.demonstrations), ("shp", Role.demonstrations)]
 
 
 def test_all_sets_have_the_same_columns_of_metrics(trained: Sample) -> None:
-    columns = []
+    columns: dict[Role, list[list[str]]] = {role: [] for role in Role}
     for corpus, role in SETS:
         rows, metrics = trained(corpus, role)
-        columns.append(list(metrics))
+        columns[role].append(list(metrics))
         assert list(rows[0]) == curation.SCHEMAS[role].names
         assert sum(metrics[name] for name in metrics if name.startswith("dropped.")) == (
             metrics["rows.read"] - metrics["rows.kept"] - metrics["rows.heldout"] - metrics["rows.not_needed"]
         )
         assert {row["split"] for row in rows} == {"train", "heldout"}
-    assert all(names == columns[0] for names in columns)
-    assert {f"dropped.{cause}" for cause in Cause} < set(columns[0])
-    assert {f"contaminated.{task}" for task in benchmarks.BENCHMARKS} < set(columns[0])
+    for found in columns.values():
+        assert len(found) > 1 and all(names == found[0] for names in found)
+        assert {f"dropped.{cause}" for cause in Cause} < set(found[0])
+        assert {f"contaminated.{task}" for task in benchmarks.BENCHMARKS} < set(found[0])
+        assert {"mentions.women.prompt", "mentions.women.reply", "diversity.reply"} < set(found[0])
+    assert {"length.difference.mean", "overlap.words", "margin.mean"} < set(columns[Role.comparisons][0])
 
 
 def test_equal_inputs_give_equal_bytes(run: Sample, tmp_path: Path) -> None:

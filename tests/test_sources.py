@@ -6,16 +6,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from hub import COMMIT, LARGE, SMALL, Hub, Meets, blob_id, serving
 
-from alignment import files, sources
+from alignment import corpora, download, files, pins, sources
 from alignment.command import Refused
 from alignment.pins import Repository
 
@@ -112,15 +110,45 @@ def test_a_repository_that_the_mirror_lacks_is_named_with_those_it_has(tmp_path:
 
 
 @pytest.mark.parametrize("source", ["there", "nowhere", "/nowhere/at/all", "Hub", ""])
-def test_a_source_of_another_form_is_refused_with_the_three(
+def test_a_source_of_another_form_is_refused_with_those_known(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror(tmp_path / "there", "owner/name/data/a.jsonl")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refused) as refusal:
         sources.fetch(PINNED, source, tmp_path / "out")
-    for part in (repr(source), "`hub`", "`mini`", "absolute path of a mirror folder"):
+    for part in (repr(source), "`hub`", "`mini`", "absolute path of a mirror folder", "http(s) address"):
         assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize("source", ["https://me:secret@example.org/m", "https://example.org/m?key=secret"])
+def test_an_address_with_a_secret_is_refused_and_not_repeated(source: str, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"dvc\.lock") as refusal:
+        sources.fetch(PINNED, source, tmp_path / "out")
+    assert "secret" not in str(refusal.value)
+
+
+def test_terms_are_said_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = mirror(tmp_path / "mirror", "owner/name/data/a.jsonl")
+    limited = Repository("owner/name", "a" * 40, ("data/*",), "CC-BY-NC-4.0", terms="not for sale")
+    sources.fetch(limited, str(root), tmp_path / "out")
+    assert capsys.readouterr().out == "owner/name: not for sale\n"
+    assert files.read_json(tmp_path / "out/provenance.json")["terms"] == "not for sale"
+
+
+def test_every_pinned_repository_names_its_licence_and_restricted_ones_their_terms() -> None:
+    pinned = [*pins.BENCHMARKS.values(), pins.SAFETY]
+    pinned += [source for name in corpora.names() if (source := corpora.load(name).SOURCE)]
+    for repository in pinned:
+        assert repository.licence.strip(), repository.name
+        assert repository.terms or "NC" not in repository.licence, repository.name
+        if repository.host == "github":
+            assert set(repository.stated) == set(repository.files), repository.name
+
+
+def test_the_safety_sentences_pin_is_the_file_of_that_commit(request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue("mirror") / pins.SAFETY.name / "data/toxiGen.json"
+    assert pins.SAFETY.stated["data/toxiGen.json"] == (path.stat().st_size, files.sha256(path))
 
 
 # a user's own file
@@ -143,203 +171,403 @@ def test_an_own_file_that_cannot_be_used_is_refused(name: str, way_out: str, tmp
     assert name in str(refusal.value) and not (tmp_path / "out").exists()
 
 
-# the hub and GitHub
+# the hub, GitHub, a mirror behind an address
 
-COMMIT = "c" * 40
 TOKEN = "hf_notarealtokenbutasecret"
-SMALL, LARGE = b'{"id": 1}\n' * 3, b"large" * 1000
-
-
-def blob_id(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-@dataclass
-class Hub:
-    """What the server has and does; `answers` are what a request meets before it is served: a status or other bytes."""
-
-    stated: dict[str, bytes]
-    lfs: set[str]
-    endpoint: str = ""
-    answers: dict[tuple[str, str], list[int | bytes]] = field(default_factory=lambda: defaultdict(list))
-    error_code: str = ""
-    requests: Counter[tuple[str, str]] = field(default_factory=Counter)
-    tokens: set[str | None] = field(default_factory=set)
-
-    def sibling(self, name: str) -> dict[str, Any]:
-        content = self.stated[name]
-        pointer = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 100}
-        sibling = {"rfilename": name, "size": len(content), "blobId": blob_id(content)}
-        return sibling | ({"lfs": pointer} if name in self.lfs else {})
-
-
-class Handler(BaseHTTPRequestHandler):
-    hub: Hub
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        name = next((name for name in self.hub.stated if path.endswith(f"/{name}")), "api")
-        if name == "api" and "/revision/" not in path:
-            self.reply(404, b"", {})  # the client looks around before it asks
-            return
-        self.hub.requests[self.command, name] += 1
-        self.hub.tokens.add(self.headers["Authorization"])
-        answers = self.hub.answers[self.command, name]
-        answer = answers.pop(0) if answers else 200
-        if isinstance(answer, int) and answer != 200:
-            self.reply(answer, b"", {"X-Error-Code": self.hub.error_code})
-        elif name == "api":
-            siblings = [self.hub.sibling(name) for name in self.hub.stated]
-            self.reply(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": siblings}).encode(), {})
-        else:
-            content = self.hub.stated[name]
-            etag = hashlib.sha256(content).hexdigest() if name in self.hub.lfs else blob_id(content)
-            head = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
-            self.reply(200, answer if isinstance(answer, bytes) else content, head)
-
-    do_HEAD = do_GET
-
-    def reply(self, status: int, body: bytes, head: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in (head | {"Content-Length": str(len(body))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    state = Hub({"data/small.jsonl": SMALL, "data/large.jsonl": LARGE, "README.md": b"hello\n"}, {"data/large.jsonl"})
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Handler,), {"hub": state})) as server:
-        state.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield state
-        server.shutdown()
-
-
+WANTED = {"data/large.jsonl": LARGE, "data/small.jsonl": SMALL}
 FETCH = """
 import sys
 from pathlib import Path
-from alignment import sources
+from alignment import download, sources
 from alignment.command import Refused
-from alignment.pins import Repository
+from alignment.pins import UNSTATED, Repository
 
-sources.DELAYS_SECONDS = (0.01, 0.01)
-sources.GITHUB = sys.argv[1]
-host, out = sys.argv[2:4]
-names = ("data/small.jsonl",) if host == "github" else ("data/*.jsonl",)
+download.DELAYS_SECONDS = (0.01, 0.01)
+folder, out, revision, pattern = Path(sys.argv[1]), *sys.argv[2:]
 try:
-    sources.fetch(Repository("owner/name", "v1", names, "MIT", host=host), "hub", Path(out))
+    wanted = Repository("owner/name", revision, (pattern,), UNSTATED)
+    sources.fetch(wanted, "hub", folder / out, downloads=folder / "downloads")
 except Refused as refusal:
     sys.exit(f"REFUSED {refusal}")
 """
 
 
-def fetch(hub: Hub, tmp_path: Path, host: str = "dataset", **environment: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving(Hub({**WANTED, "README.md": b"hello\n"}, {"data/large.jsonl"})) as state:
+        yield state
+
+
+def begin(
+    hub: Hub, folder: Path, out: str = "out", revision: str = COMMIT, pattern: str = "data/*", **environment: str
+) -> subprocess.Popen[str]:
     """Fetch in another process: the hub's client reads its settings when it is imported."""
-    dropped = ("HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
-    ended = subprocess.run(
-        [sys.executable, "-c", FETCH, hub.endpoint, host, str(tmp_path / "out")],
+    dropped = {"hf_hub_offline", "http_proxy", "https_proxy", "all_proxy"}
+    kept = {name: value for name, value in os.environ.items() if name.lower() not in dropped}
+    settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "HF_TOKEN": TOKEN}
+    return subprocess.Popen(
+        [sys.executable, "-c", FETCH, str(folder), out, revision, pattern],
         env=kept | settings | environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
     )
-    assert TOKEN not in ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr, ended.stderr
-    assert (ended.returncode == 0) == (tmp_path / "out").exists()
-    return ended
+
+
+def end(process: subprocess.Popen[str], folder: Path, out: str = "out") -> tuple[str, str]:
+    """What it printed, and its refusal or ""; a token is nowhere, and nothing partial where a stage would read it."""
+    printed, error = process.communicate(timeout=60)
+    assert "Traceback" not in error, error
+    written = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    assert not any(TOKEN.encode() in text for text in [printed.encode(), error.encode(), *written])
+    assert (process.returncode == 0) == (folder / out).exists()
+    assert not (folder / f".{out}.partial").exists()
+    return printed, error.partition("REFUSED ")[2]
+
+
+def fetch(hub: Hub, folder: Path, **settings: str) -> tuple[str, str]:
+    return end(begin(hub, folder, **settings), folder)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names(folder) if name != "provenance.json"}
+
+
+def arrived(folder: Path) -> int:
+    """How much of the largest file a download has so far."""
+    return max((path.stat().st_size for path in (folder / "downloads/owner--name").glob("*")), default=0)
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_the_hub_gives_the_files_and_its_resolved_commit(hub: Hub, tmp_path: Path) -> None:
-    assert fetch(hub, tmp_path).returncode == 0
-    assert names(tmp_path / "out") == ["data/large.jsonl", "data/small.jsonl", "provenance.json"]
-    assert (tmp_path / "out/data/small.jsonl").read_bytes() == SMALL
-    assert (tmp_path / "out/data/large.jsonl").read_bytes() == LARGE
+    process = begin(hub, tmp_path)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0 and "owner/name: 100%" in error, "there is progress"
+    assert content(tmp_path / "out") == WANTED
     provenance = files.read_json(tmp_path / "out/provenance.json")
     assert (provenance["revision"], provenance["source"]) == (COMMIT, "hub")
-    assert hub.tokens == {f"Bearer {TOKEN}"}
+    held = [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == LARGE]
+    assert held == [tmp_path / "out/data/large.jsonl"], "the disk holds it once"
+
+
+def test_a_full_commit_is_pinned_and_a_branch_says_how_to_pin_it(hub: Hub, tmp_path: Path) -> None:
+    assert fetch(hub, tmp_path) == ("", "")
+    printed, _ = fetch(hub, tmp_path, revision="main")
+    assert "owner/name: the revision main is no full commit" in printed
+    assert f"owner/name@{COMMIT}" in printed and "params.yaml" in printed
+    assert files.read_json(tmp_path / "out/provenance.json")["revision"] == COMMIT
+
+
+def test_the_licence_is_read_from_the_hub_where_no_pin_states_it(hub: Hub, tmp_path: Path) -> None:
+    hub.tags = ["text", "license:cc-by-nc-4.0"]
+    printed, _ = fetch(hub, tmp_path)
+    assert printed == "owner/name: its licence, cc-by-nc-4.0, does not allow commercial use\n"
+    provenance = files.read_json(tmp_path / "out/provenance.json")
+    assert provenance["licence"] == "cc-by-nc-4.0" and "commercial" in provenance["terms"]
+
+
+def test_files_are_downloaded_at_once_and_the_result_is_the_same(hub: Hub, tmp_path: Path) -> None:
+    hub.stated |= {f"data/{number}.jsonl": b"%d\n" % number for number in range(6)}
+    hub.together = threading.Barrier(2)  # breaks unless two requests are open together
+    assert fetch(hub, tmp_path) == ("", "")
+    before = files.tree_sha256(tmp_path / "out")
+    hub.together = None
+    assert fetch(hub, tmp_path) == ("", "")
+    assert files.tree_sha256(tmp_path / "out") == before and len(content(tmp_path / "out")) == 8
+
+
+def test_the_first_failure_stops_the_others_and_they_go_on_later(hub: Hub, tmp_path: Path) -> None:
+    hanging = threading.Event()
+    hub.stated["data/huge.jsonl"] = b"huge" * 500_000
+    hub.meets["data/huge.jsonl"] = [Meets(cut=1_000_000, wait=hanging), Meets(403)]
+    hub.meets["data/small.jsonl"] = [Meets(404)]
+    process = begin(hub, tmp_path)
+    until(lambda: hub.asked("data/small.jsonl") and arrived(tmp_path) > 900_000)
+    time.sleep(0.3)
+    hanging.set()
+    _, refused = end(process, tmp_path)
+    assert refused.startswith("owner/name: the hub") and "does not have it" in refused
+    assert len(hub.asked("data/huge.jsonl")) == 1, "it is not asked for again"
+    hub.meets.clear()
+    assert fetch(hub, tmp_path) == ("", "")
+    assert hub.asked("data/huge.jsonl")[-1].sent <= 1_100_000
+    assert content(tmp_path / "out")["data/huge.jsonl"] == b"huge" * 500_000
+
+
+def test_a_connection_that_is_cut_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
+    hub.meets["data/large.jsonl"] = [Meets(cut=2000), Meets(cut=1000), Meets(cut=500), Meets(cut=250)]
+    printed, refused = fetch(hub, tmp_path)
+    assert not refused and content(tmp_path / "out") == WANTED
+    asked = hub.asked("data/large.jsonl")
+    assert [request.range for request in asked] == [None, *(f"bytes={at}-" for at in (2000, 3000, 3500, 3750))]
+    assert [request.sent for request in asked] == [2000, 1000, 500, 250, 1250], "only the rest travels"
+    assert printed.count("owner/name: RemoteProtocolError; again in 0.01 s") == 4, "while bytes arrive, it goes on"
+
+
+def test_a_server_that_cannot_resume_begins_again(hub: Hub, tmp_path: Path) -> None:
+    hub.ranges = False
+    hub.meets["data/large.jsonl"] = [Meets(cut=2000)]
+    assert fetch(hub, tmp_path)[1] == ""
+    assert [request.sent for request in hub.asked("data/large.jsonl")] == [2000, 5000]
+    assert content(tmp_path / "out") == WANTED
+
+
+def test_a_killed_download_goes_on_in_the_next_run(hub: Hub, tmp_path: Path) -> None:
+    released = threading.Event()
+    hub.stated["data/huge.jsonl"] = b"huge" * 500_000
+    hub.meets["data/huge.jsonl"] = [Meets(cut=1_000_000, wait=released)]
+    process = begin(hub, tmp_path)
+    until(lambda: arrived(tmp_path) > 900_000)
+    process.kill()
+    process.communicate()
+    released.set()
+    assert not (tmp_path / "out").exists(), "nothing where a stage would read it"
+    rest = 2_000_000 - arrived(tmp_path)
+    assert fetch(hub, tmp_path) == ("", "")
+    assert hub.asked("data/huge.jsonl")[-1].sent == rest <= 1_100_000
+    assert content(tmp_path / "out") == {**WANTED, "data/huge.jsonl": b"huge" * 500_000}
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_two_fetches_at_once_both_end_whole(hub: Hub, tmp_path: Path) -> None:
+    hanging = threading.Event()
+    hub.meets["data/large.jsonl"] = [Meets(cut=2000, wait=hanging)]
+    processes = {out: begin(hub, tmp_path, out) for out in ("one", "two")}
+    processes["other"] = begin(hub, tmp_path, "other", pattern="README.md")
+    until(lambda: len(hub.asked("api")) == 3 and hub.asked("data/large.jsonl"))
+    time.sleep(0.5)
+    hanging.set()
+    ended = [end(process, tmp_path, out) for out, process in processes.items()]
+    assert [refused for _, refused in ended] == ["", "", ""]
+    assert any("waiting: another process" in printed for printed, _ in ended)
+    assert content(tmp_path / "one") == content(tmp_path / "two") == WANTED
+    assert content(tmp_path / "other") == {"README.md": b"hello\n"}
+
+
+def test_what_the_hubs_own_cache_has_is_checked_and_not_downloaded(hub: Hub, tmp_path: Path) -> None:
+    cache = tmp_path / "home/hub/datasets--owner--name/snapshots" / COMMIT
+    mirror(cache, "data/small.jsonl")
+    (cache / "data/large.jsonl").write_bytes(LARGE)
+    assert fetch(hub, tmp_path)[1] == ""
+    assert content(tmp_path / "out") == WANTED, "the cached small.jsonl is a wrong one"
+    assert (len(hub.asked("data/large.jsonl")), len(hub.asked("data/small.jsonl"))) == (0, 1)
 
 
 @pytest.mark.parametrize("name", ["data/small.jsonl", "data/large.jsonl"])
 def test_a_wrong_byte_is_got_again_and_then_refused(name: str, hub: Hub, tmp_path: Path) -> None:
     wrong = hub.stated[name][:-1] + b"X"
-    hub.answers["GET", name] = [wrong, wrong]
-    refused = fetch(hub, tmp_path).stderr
-    for part in ("REFUSED owner/name", name, "SHA-256" if name in hub.lfs else blob_id(wrong), "try again"):
+    hub.meets[name] = [Meets(body=wrong), Meets(body=wrong)]
+    _, refused = fetch(hub, tmp_path)
+    for part in ("owner/name", name, "SHA-256" if name in hub.lfs else blob_id(wrong), "It was removed; try again"):
         assert part in refused
-    assert hub.requests["GET", name] == 2
-    assert fetch(hub, tmp_path).returncode == 0, "the wrong file must not stay in the cache"
-    assert (tmp_path / "out" / name).read_bytes() == hub.stated[name]
-
-
-def test_one_wrong_byte_heals(hub: Hub, tmp_path: Path) -> None:
-    hub.answers["GET", "data/small.jsonl"] = [SMALL[:-1] + b"X"]
-    assert fetch(hub, tmp_path).returncode == 0
-    assert (tmp_path / "out/data/small.jsonl").read_bytes() == SMALL
+    assert len(hub.asked(name)) == 2
+    hub.meets[name] = [Meets(body=wrong)]
+    assert fetch(hub, tmp_path) == ("", ""), "the wrong file is not kept, and one wrong answer heals"
+    assert content(tmp_path / "out") == WANTED
 
 
 def test_failures_that_pass_are_waited_out(hub: Hub, tmp_path: Path) -> None:
-    hub.answers["GET", "api"] = [500, 429]
-    hub.answers["HEAD", "data/small.jsonl"] = [503]
-    hub.answers["GET", "data/small.jsonl"] = [500]
-    ended = fetch(hub, tmp_path)
-    assert ended.returncode == 0
-    assert "owner/name: HTTP 500; again in 0.01 s" in ended.stdout
+    hub.meets["api"] = [Meets(500), Meets(429)]
+    hub.meets["data/small.jsonl"] = [Meets(503), Meets(502)]
+    printed, refused = fetch(hub, tmp_path)
+    assert not refused and content(tmp_path / "out") == WANTED
+    for status in (500, 429, 503, 502):
+        assert f"owner/name: HTTP {status}; again in 0.01 s" in printed
 
 
-def test_a_failure_that_stays_is_refused_with_the_ways_out(hub: Hub, tmp_path: Path) -> None:
-    hub.answers["GET", "api"] = [503] * 9
-    refused = fetch(hub, tmp_path).stderr
-    for part in ("REFUSED owner/name", "HTTP 503", "Try again", "mirror folder"):
+@pytest.mark.parametrize("headers", [{"Retry-After": "1"}, {"RateLimit": '"api";r=0;t=1'}])
+def test_a_server_that_asks_for_time_gets_it(headers: dict[str, str], hub: Hub, tmp_path: Path) -> None:
+    hub.meets["data/small.jsonl"] = [Meets(429, headers)]
+    printed, refused = fetch(hub, tmp_path)
+    assert not refused and printed == "owner/name: HTTP 429; again in 1 s\n"
+
+
+@pytest.mark.parametrize("name", ["api", "data/small.jsonl"])
+def test_a_failure_that_stays_is_refused_with_the_ways_out(name: str, hub: Hub, tmp_path: Path) -> None:
+    hub.meets[name] = [Meets(503)] * 9
+    _, refused = fetch(hub, tmp_path)
+    for part in ("owner/name", "HTTP 503", "Try again", "mirror folder"):
         assert part in refused
-    assert hub.requests["GET", "api"] == 3
+    assert len(hub.asked(name)) == 3
 
 
-@pytest.mark.parametrize(("method", "name", "status"), [("GET", "api", 401), ("HEAD", "data/large.jsonl", 403)])
-def test_a_gated_repository_names_its_page_and_the_token(
-    method: str, name: str, status: int, hub: Hub, tmp_path: Path
-) -> None:
-    hub.error_code = "GatedRepo"
-    hub.answers[method, name] = [status] * 9
-    refused = fetch(hub, tmp_path).stderr
-    for part in ("owner/name", f"{hub.endpoint}/datasets/owner/name", "HF_TOKEN", "gated", "mirror folder"):
+def test_a_gated_repository_opens_for_its_token_which_goes_nowhere_else(hub: Hub, tmp_path: Path) -> None:
+    hub.token, hub.elsewhere = TOKEN, True
+    assert fetch(hub, tmp_path) == ("", "")
+    assert content(tmp_path / "out") == WANTED
+    away = [request for request in hub.log if request.host.startswith("localhost")]
+    assert [(request.name, request.token) for request in away] == [("data/large.jsonl", None)]
+
+
+@pytest.mark.parametrize(("token", "said"), [("", "HF_TOKEN is not set"), (TOKEN, "the token in use has no access")])
+def test_a_gated_repository_names_its_page_and_the_token(token: str, said: str, hub: Hub, tmp_path: Path) -> None:
+    hub.token = "hf_thetokenofanotheraccount"
+    _, refused = fetch(hub, tmp_path, HF_TOKEN=token)
+    for part in ("owner/name", f"({hub.endpoint}/datasets/owner/name)", "set HF_TOKEN", "gated", "mirror folder", said):
         assert part in refused
-    assert hub.requests[method, name] == 1, "asking again would not help"
+    assert len(hub.log) == 1, "asking again would not help"
 
 
 def test_a_missing_revision_is_named(hub: Hub, tmp_path: Path) -> None:
-    hub.error_code = "RevisionNotFound"
-    hub.answers["GET", "api"] = [404] * 9
-    refused = fetch(hub, tmp_path).stderr
+    hub.meets["api"] = [Meets(404, {"X-Error-Code": "RevisionNotFound"})]
+    _, refused = fetch(hub, tmp_path, revision="v1")
     assert "owner/name" in refused and "revision v1" in refused and "Correct the pin" in refused
 
 
-def test_without_a_network_the_refusal_says_so(hub: Hub, tmp_path: Path) -> None:
-    refused = fetch(hub, tmp_path, HF_ENDPOINT="http://127.0.0.1:9").stderr
-    assert "owner/name" in refused and "could not be reached" in refused and "mirror folder" in refused
+def test_a_pattern_that_matches_nothing_lists_what_the_hub_has(hub: Hub, tmp_path: Path) -> None:
+    _, refused = fetch(hub, tmp_path, pattern="data/*.parquet")
+    for part in ("'data/*.parquet'", "the hub", "README.md, data/large.jsonl, data/small.jsonl", COMMIT):
+        assert part in refused
 
 
-def test_an_offline_setting_is_named(hub: Hub, tmp_path: Path) -> None:
-    refused = fetch(hub, tmp_path, HF_HUB_OFFLINE="1").stderr
-    assert "owner/name" in refused and "HF_HUB_OFFLINE" in refused and "Unset it" in refused
+def test_a_name_that_leads_out_of_the_repository_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.stated["data/../../escaped"] = SMALL
+    _, refused = fetch(hub, tmp_path)
+    assert "'data/../../escaped'" in refused and not list(tmp_path.rglob("escaped"))
 
 
-def test_github_gives_literal_names_and_sees_no_token(hub: Hub, tmp_path: Path) -> None:
-    hub.answers["GET", "data/small.jsonl"] = [502]
-    assert fetch(hub, tmp_path, "github").returncode == 0
-    assert names(tmp_path / "out") == ["data/small.jsonl", "provenance.json"]
-    assert (tmp_path / "out/data/small.jsonl").read_bytes() == SMALL
-    assert hub.tokens == {None}
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [("HF_ENDPOINT", "http://127.0.0.1:9", "could not be reached"), ("HF_HUB_OFFLINE", "1", "Unset it")],
+)
+def test_without_a_network_the_refusal_says_so(setting: str, value: str, said: str, hub: Hub, tmp_path: Path) -> None:
+    _, refused = fetch(hub, tmp_path, **{setting: value})
+    assert "owner/name" in refused and said in refused and "mirror folder" in refused
 
 
-def test_github_without_the_file_is_refused(hub: Hub, tmp_path: Path) -> None:
-    hub.answers["GET", "data/small.jsonl"] = [404]
-    refused = fetch(hub, tmp_path, "github").stderr
-    assert "owner/name" in refused and "GitHub" in refused and "revision v1" in refused
+# GitHub and a mirror's address: no setting of the hub's client matters, so this process fetches
+
+
+@pytest.fixture
+def near(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The same server, as GitHub and as a mirror."""
+    monkeypatch.setattr(download, "DELAYS_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(sources, "GITHUB", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
+
+
+def pinned_on_github(name: str = "data/large.jsonl", content: bytes = LARGE) -> Repository:
+    stated = {name: (len(content), hashlib.sha256(content).hexdigest())}
+    return Repository("owner/name", "v1", (name,), "MIT", host="github", stated=stated)
+
+
+def test_github_is_held_to_the_pin_and_sees_no_token(near: Hub, tmp_path: Path) -> None:
+    near.meets["data/large.jsonl"] = [Meets(502), Meets(cut=2000)]
+    sources.fetch(pinned_on_github(), "hub", tmp_path / "out", downloads=tmp_path / "downloads")
+    assert content(tmp_path / "out") == {"data/large.jsonl": LARGE}
+    assert {request.token for request in near.log} == {None}
+    near.meets["data/large.jsonl"] = [Meets(body=LARGE[:-1] + b"X")] * 2
+    with pytest.raises(Refused, match=r"data/large\.jsonl from GitHub .* is not what was stated"):
+        sources.fetch(pinned_on_github(), "hub", tmp_path / "other", downloads=tmp_path / "downloads")
+    assert not (tmp_path / "other").exists()
+
+
+def test_github_without_the_file_is_refused(near: Hub, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"owner/name: GitHub .* revision v1"):
+        sources.fetch(pinned_on_github("gone.json"), "hub", tmp_path / "out", downloads=tmp_path / "downloads")
+
+
+def test_a_mirror_behind_an_address_gives_the_bytes_of_its_folder(near: Hub, tmp_path: Path) -> None:
+    sources.fetch(PINNED, f"{near.endpoint}/mirror/", tmp_path / "out", downloads=tmp_path / "downloads")
+    for name, text in near.stated.items():
+        (tmp_path / "mirror/owner/name" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mirror/owner/name" / name).write_bytes(text)
+    sources.fetch(PINNED, str(tmp_path / "mirror"), tmp_path / "same")
+    assert content(tmp_path / "out") == WANTED
+    assert files.tree_sha256(tmp_path / "out") == files.tree_sha256(tmp_path / "same")
+    assert {request.token for request in near.log} == {None}
+
+
+def test_a_mirrors_file_that_is_cut_short_is_not_taken_as_whole(near: Hub, tmp_path: Path) -> None:
+    near.meets["page"] = [Meets(503)]
+    near.meets["data/large.jsonl"] = [Meets(cut=2000)]
+    fetched = (PINNED, f"{near.endpoint}/mirror", tmp_path / "out")
+    sources.fetch(*fetched, downloads=tmp_path / "downloads")
+    assert content(tmp_path / "out") == WANTED
+    assert [request.range for request in near.asked("data/large.jsonl")] == [None, "bytes=2000-"]
+    near.meets["data/large.jsonl"] = [Meets(body=LARGE[:2000])] * 2  # a server that takes the part for the whole
+    near.ranges = False
+    with pytest.raises(Refused, match=r"data/large\.jsonl from the mirror .* is not what was stated \(bytes\)"):
+        sources.fetch(*fetched[:2], tmp_path / "other", downloads=tmp_path / "downloads")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_mirrors_file_that_changed_is_not_joined_to_what_was_there(near: Hub, tmp_path: Path) -> None:
+    fetched = (PINNED, f"{near.endpoint}/mirror", tmp_path / "out")
+    near.meets["data/large.jsonl"] = [Meets(cut=2000), *[Meets(503)] * 3]
+    with pytest.raises(Refused, match="HTTP 503"):
+        sources.fetch(*fetched, downloads=tmp_path / "downloads")
+    assert arrived(tmp_path) == 2000
+    near.stated["data/large.jsonl"] = LARGE[::-1]
+    sources.fetch(*fetched, downloads=tmp_path / "downloads")
+    assert content(tmp_path / "out")["data/large.jsonl"] == LARGE[::-1]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "address", "said"),
+    [
+        ("data/*.parquet", "mirror", "README.md, data/large.jsonl, data/small.jsonl"),
+        ("data/*", "mirror/someone", "nothing there, or it does not list its folders"),
+    ],
+)
+def test_what_a_mirror_lacks_is_named(pattern: str, address: str, said: str, near: Hub, tmp_path: Path) -> None:
+    name = "owner/name" if address == "mirror" else "owner/other"
+    with pytest.raises(Refused) as refusal:
+        sources.fetch(Repository(name, "v1", (pattern,), "MIT"), f"{near.endpoint}/{address}", tmp_path / "out")
+    assert said in str(refusal.value) and near.endpoint in str(refusal.value)
+
+
+@pytest.mark.parametrize(("gone", "said"), [(True, "could not be reached"), (False, "does not say how long")])
+def test_a_mirror_that_cannot_be_used_says_why(gone: bool, said: str, near: Hub, tmp_path: Path) -> None:
+    near.lengths = False
+    address = "http://127.0.0.1:9" if gone else near.endpoint
+    with pytest.raises(Refused, match=said) as refusal:
+        sources.fetch(PINNED, f"{address}/mirror", tmp_path / "out")
+    assert address in str(refusal.value) and "absolute path of a mirror folder" in str(refusal.value)
+
+
+# a full disk
+
+
+@pytest.fixture
+def little(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    folder = tmp_path / "little"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def is_full(refusal: str, needed: int) -> bool:
+    return f"needs {needed:,} bytes" in refusal and " free.\n" in refusal and "dvc cache dir <folder>" in refusal
+
+
+def test_a_download_that_the_disk_has_no_room_for_does_not_begin(hub: Hub, little: Path) -> None:
+    hub.stated["data/huge.jsonl"] = b"huge" * 25_000
+    _, refused = fetch(hub, little, HF_HOME=str(little.parent / "home"))
+    assert refused.startswith("owner/name: needs ") and is_full(refused, 100_000 + len(LARGE) + len(SMALL))
+    assert str(little) in refused and [request.name for request in hub.log] == ["api"]
+
+
+def test_a_mirror_that_the_disk_has_no_room_for_is_refused(little: Path, tmp_path: Path) -> None:
+    root = mirror(tmp_path / "mirror", "owner/name/data/a.jsonl")
+    (root / "owner/name/data/a.jsonl").write_bytes(b"huge" * 25_000)
+    with pytest.raises(Refused) as refusal:
+        sources.fetch(PINNED, str(root), little / "out")
+    assert is_full(str(refusal.value), 100_000) and not list(little.iterdir())
+
+
+def test_a_disk_that_fills_on_the_way_is_a_refusal(little: Path) -> None:
+    with pytest.raises(Refused) as refusal, download.room("owner/name", 1000, little):
+        (little / "another's").write_bytes(b"x" * 100_000)
+    assert is_full(str(refusal.value), 1000)

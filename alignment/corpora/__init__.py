@@ -9,7 +9,9 @@ A corpus file defines
 """
 
 import importlib
+import math
 import pkgutil
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -66,6 +68,7 @@ class Cause(StrEnum):
     long_prompt = "long_prompt"
     long = "long"
     duplicate = "duplicate"
+    near_duplicate = "near_duplicate"
     contaminated = "contaminated"
     heldout_prompt = "heldout_prompt"
 
@@ -89,11 +92,13 @@ class Group:
         column: the raw column that names the group, such as a post.
         cap: at most so many comparisons of a group are kept.
         best: ranks raw rows; a group's demonstration is its best row, once.
+        stratum: a raw column whose values keep their shares in a sample, or "".
     """
 
     column: str
     cap: int
     best: Callable[[dict[str, Any]], Any]
+    stratum: str = ""
 
 
 def names() -> list[str]:
@@ -122,18 +127,76 @@ def _serves(name: str, role: Role) -> bool:
     return hasattr(importlib.import_module(f"{__name__}.{name}"), role.value.removesuffix("s"))
 
 
-def require(row: Any, fields: dict[str, type | tuple[type, ...]]) -> None:
+def turns(example: Any) -> list[Message]:
+    """All messages of an example, in order; the prompt of a comparison stands before each of its replies."""
+    if "messages" in example:
+        return list(example["messages"])
+    return [*example["prompt"], *example["chosen"], *example["prompt"], *example["rejected"]]
+
+
+def opening(example: Any) -> str:
+    """What is said before the first reply: what must not stand on both sides of the held-out split."""
+    messages = example["messages"] if "messages" in example else example["prompt"]
+    replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    return "\n".join(message["content"] for message in messages[: replies[0] if replies else None])
+
+
+def whole_text(example: Any) -> str:
+    """Everything that an example says."""
+    return "\n".join(message["content"] for message in turns(example))
+
+
+def require(row: Any, fields: dict[str, type | tuple[type, ...]], inside: str = "") -> None:
     """Check that `row` is an object whose `fields` have these types.
+
+    Args:
+        row: the raw row, or an object in it.
+        fields: the columns, each with the type or types that its value may have.
+        inside: where in the row the object stands, if it is not the row itself.
 
     Raises:
         Malformed: naming the first field that is missing or of another type.
     """
+    place = f" in {inside!r}" if inside else ""
     if not isinstance(row, dict):
-        raise Malformed(f"found {type(row).__name__}, wanted an object with named columns")
+        raise Malformed(f"found {type(row).__name__}{place}, wanted an object with named columns")
     for name, kind in fields.items():
         if name not in row:
-            raise Malformed(f"found the columns {', '.join(map(str, row))}, wanted {name!r} among them")
+            raise Malformed(f"found {shown(row)}{place}, wanted {name!r} among them")
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if type(row[name]) not in kinds:  # not isinstance: True is no count
             wanted = " or ".join(k.__name__ for k in kinds)
-            raise Malformed(f"found {type(row[name]).__name__} in {name!r}, wanted {wanted}")
+            full = f"{inside}.{name}" if inside else name
+            raise Malformed(f"found {type(row[name]).__name__} in {full!r}, wanted {wanted}")
+
+
+def finite(row: dict[str, Any], name: str) -> float:
+    """The number in the column `name`.
+
+    Raises:
+        Malformed: it is no number, or one that no float holds; JSON readers accept NaN, Infinity and any integer.
+    """
+    require(row, {name: (int, float)})
+    try:
+        number = float(row[name])
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise Malformed(f"found {number} in {name!r}, wanted a finite number")
+    return number
+
+
+def brief(value: Any) -> str:
+    """A value from a row as a message shows it: one short line, whatever the row holds."""
+    return _BRIEF.repr(value)
+
+
+def shown(row: dict[str, Any]) -> str:
+    """The columns of a row as a message shows them."""
+    names = [brief(name)[1:-1] for name in list(row)[:20]]
+    more = f" and {len(row) - 20} more" if len(row) > 20 else ""
+    return f"the columns {', '.join(names)}{more}" if names else "no columns with a value"
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = 60

@@ -37,9 +37,9 @@ def demonstration(row: Any) -> Demonstration | Refusal:
 def comparison(row: Any) -> Comparison | Refusal:
     """The shared dialogue and the two last replies."""
     require(row, {"chosen": str, "rejected": str})
+    chosen, rejected = _turns(row["chosen"]), _turns(row["rejected"])
     if row["chosen"] == row["rejected"]:
         return Refusal(Cause.equal_sides)
-    chosen, rejected = _turns(row["chosen"]), _turns(row["rejected"])
     if isinstance(chosen, Refusal):
         return chosen
     if isinstance(rejected, Refusal):

@@ -8,7 +8,7 @@ reply, once. Refused: ties, removed or empty texts, a label that its scores cont
 
 from typing import Any
 
-from alignment.corpora import Cause, Comparison, Demonstration, Group, Malformed, Refusal, require
+from alignment.corpora import Cause, Comparison, Demonstration, Group, Malformed, Refusal, brief, finite, require
 from alignment.pins import Repository
 
 SOURCE = Repository(
@@ -29,7 +29,7 @@ def best(row: dict[str, Any]) -> tuple[int, str]:
     return score, text
 
 
-GROUP: Group | None = Group(column="post_id", cap=5, best=best)
+GROUP: Group | None = Group(column="post_id", cap=5, best=best, stratum="domain")
 
 
 def demonstration(row: Any) -> Demonstration | Refusal:
@@ -62,15 +62,18 @@ def comparison(row: Any) -> Comparison | Refusal:
         "prompt": [{"role": "user", "content": row["history"]}],
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
-        "margin": float(row["score_ratio"]),
+        "margin": finite(row, "score_ratio"),
     }
 
 
 def _check(row: Any) -> Refusal | None:
     require(row, {"post_id": str, "history": str, "human_ref_A": str, "human_ref_B": str})
-    require(row, {"score_A": int, "score_B": int, "labels": int, "score_ratio": (int, float)})
+    require(row, {"score_A": int, "score_B": int, "labels": int, "domain": str})
+    finite(row, "score_ratio")
+    if not row["post_id"].strip() or not row["post_id"].isprintable():  # rows are grouped by it
+        raise Malformed(f"found {brief(row['post_id'])} in 'post_id', wanted the name of a post")
     if row["labels"] not in (0, 1):
-        raise Malformed(f"found {row['labels']} in 'labels', wanted 0 or 1")
+        raise Malformed(f"found {brief(row['labels'])} in 'labels', wanted 0 or 1")
     texts = [row[name].strip() for name in ("history", "human_ref_A", "human_ref_B")]
     if not all(texts):
         return Refusal(Cause.empty_turn)

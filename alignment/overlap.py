@@ -1,0 +1,152 @@
+"""What texts share: runs of words that give a benchmark item away, and near duplicates.
+
+In: texts. Out: their words without case and punctuation, the benchmarks whose items a text contains, whether a text
+nearly repeats another one.
+
+Words are compared by 64-bit hashes and runs of words by polynomials over them. That two different runs of a million
+rows and of all benchmarks meet in one hash by chance is expected once in ten thousand such datasets.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WORD = re.compile(r"\w+")
+SHORTEST = 8  # words; a shorter question is looked for together with its answer
+PROOF = 4  # words; a run of three proves nothing
+SHINGLE = 5  # words of the runs by which near duplicates are compared
+PERMUTATIONS = 128  # of MinHash: an estimated similarity is within 0.07 of the true one, 19 times of 20, at 0.8
+FACTOR = np.uint64(0x9E3779B97F4A7C15)  # of the polynomials; odd, so that no word's hash is lost
+
+Hashes = NDArray[np.uint64]
+
+
+def normal(text: str) -> list[str]:
+    """A text's words: compatibility forms, case, punctuation and space make no difference."""
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def hashes(words: Iterable[str]) -> Hashes:
+    """A number for each word."""
+    joined = b"".join(hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words)
+    return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
+
+
+def runs(words: Hashes, longest: int) -> Iterator[tuple[int, Hashes]]:
+    """For each length up to `longest` a number for each run of so many words; nothing where there are fewer words."""
+    found = words[:0]
+    for length in range(1, min(longest, len(words)) + 1):
+        found = words.copy() if length == 1 else found[:-1] * FACTOR + words[length - 1 :]
+        yield length, found
+
+
+class Contamination:
+    """Finds benchmark items in training text by shared runs of words.
+
+    A row contains an item if they share a run of `ngram` words of the item's question and answer, or if it holds the
+    whole of a shorter question. A question of less than `SHORTEST` words counts only together with its answer, and
+    not at all where it has none: "to find out more" is an item of ToxiGen.
+
+    Args:
+        items: for each benchmark, the question and the answer of every item.
+        ngram: words in a run.
+    """
+
+    def __init__(self, items: Mapping[str, Iterable[tuple[str, str]]], ngram: int) -> None:
+        self._tasks = sorted(items)
+        self._ngram = ngram
+        found: dict[int, list[tuple[int, Hashes]]] = {}  # the number of a task and its runs, by their length
+        for number, task in enumerate(self._tasks):
+            for question, answer in items[task]:
+                for length, numbers in self._telling(question, answer):
+                    found.setdefault(length, []).append((number, numbers))
+        self._known = {length: _sorted(parts) for length, parts in found.items()}
+
+    def _telling(self, question: str, answer: str) -> Iterator[tuple[int, Hashes]]:
+        """The runs that give an item away, with their length."""
+        asked, answered = normal(question), normal(answer)
+        words = [*asked, *answered]
+        wanted = [asked] if SHORTEST <= len(asked) < self._ngram else []
+        if (len(asked) < SHORTEST and answered) or len(words) >= self._ngram:
+            wanted.append(words)
+        for text in wanted:
+            length, numbers = max(runs(hashes(text), self._ngram), key=lambda run: run[0])
+            if length >= PROOF:
+                yield length, numbers
+
+    def __call__(self, words: Hashes) -> list[str]:
+        """The benchmarks of which a text contains an item, by the hashes of its words."""
+        found = 0  # a bit for each task
+        for length, numbers in runs(words, self._ngram):
+            if length in self._known:
+                known, tasks = self._known[length]
+                at = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
+                found |= int(np.bitwise_or.reduce(tasks[at[known[at] == numbers]], initial=0))
+        return [task for number, task in enumerate(self._tasks) if found >> number & 1]
+
+
+def _sorted(parts: list[tuple[int, Hashes]]) -> tuple[Hashes, NDArray[np.int64]]:
+    """Runs in order, each once, and for each a bit for every task that has it."""
+    known, places = np.unique(np.concatenate([numbers for _, numbers in parts]), return_inverse=True)
+    tasks = np.zeros(len(known), dtype=np.int64)
+    np.bitwise_or.at(tasks, places, np.repeat([1 << task for task, _ in parts], [len(n) for _, n in parts]))
+    return known, tasks
+
+
+def signature(words: Hashes) -> NDArray[np.uint32]:
+    """A text's MinHash (Broder 1997) over its runs of `SHINGLE` words, or over all of fewer words."""
+    *_, (_, numbers) = [(0, words), *runs(words, SHINGLE)]
+    sketch = _empty().copy()
+    sketch.update_batch((numbers >> np.uint64(32)).tolist())
+    return np.asarray(sketch.hashvalues, dtype=np.uint32)
+
+
+class NearDuplicates:
+    """Texts that were kept, by their signatures.
+
+    Args:
+        similarity: the share of runs that two texts have in common, of the runs that either has (Jaccard), from
+            which they count as nearly the same, as MinHash estimates it.
+    """
+
+    def __init__(self, similarity: float) -> None:
+        from datasketch import MinHashLSH
+
+        # Texts are compared that agree in one of so many bands of a signature. The library's own index of them takes
+        # three times the memory.
+        bands = MinHashLSH(min(similarity, 0.9), PERMUTATIONS)  # above, there would be too few
+        self._shape = bands.b, bands.r
+        self._similarity = similarity
+        self._kept: list[tuple[NDArray[np.uint32], Hashable]] = []
+        self._in_band: dict[int, tuple[int, ...]] = {}
+
+    def has(self, signature: NDArray[np.uint32], group: Hashable = None) -> bool:
+        """Whether a kept text nearly says the same; one of the same group, other than None, does not count."""
+        near = {number for band in self._bands(signature) for number in self._in_band.get(band, ())}
+        return any(
+            (group is None or group != other) and float(np.mean(kept == signature)) >= self._similarity
+            for kept, other in map(self._kept.__getitem__, near)
+        )
+
+    def add(self, signature: NDArray[np.uint32], group: Hashable = None) -> None:
+        """Keep a text."""
+        for band in self._bands(signature):
+            self._in_band[band] = (*self._in_band.get(band, ()), len(self._kept))
+        self._kept.append((signature, group))
+
+    def _bands(self, signature: NDArray[np.uint32]) -> list[int]:
+        bands, width = self._shape
+        return [hash((band, signature[band * width : (band + 1) * width].tobytes())) for band in range(bands)]
+
+
+@cache
+def _empty() -> Any:
+    from datasketch import MinHash
+
+    return MinHash(PERMUTATIONS, hashfunc=int)

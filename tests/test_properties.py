@@ -1,0 +1,297 @@
+"""Laws over generated inputs: whatever a row, a file or a text holds, it is used, counted or refused by name.
+
+`make test` tries 500 examples of each, the same ones every time; `make soak` tries 10,000 new ones.
+"""
+
+import copy
+import gzip
+import io
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignment import corpora, records
+from alignment.command import Refused
+from alignment.corpora import Cause, Malformed, Refusal, Role
+
+# Rows: of any shape, and near the real one
+
+PARSERS = [
+    (name, role)
+    for name in corpora.names()
+    for role in Role
+    if hasattr(corpora.load(name), role.value.removesuffix("s"))
+]
+
+
+def shown_rows(name: str) -> list[dict[str, Any]]:
+    """The rows that a corpus's docstring shows: the real shape, without a line here for a new corpus."""
+    texts = re.findall(r"`(\{.*?\})`", corpora.load(name).__doc__ or "", re.S)
+    whole = [re.sub(r", …\}", "}", " ".join(text.split())) for text in texts]
+    return [json.loads(re.sub(r": …", lambda gap: f': "text {gap.start()}"', text)) for text in whole]
+
+
+# What real and broken rows are made of: marks of speakers, removed texts, halves of surrogate pairs, control codes.
+PIECES = (
+    *("\n\nHuman: ", "\n\nAssistant: ", "\n\nHuman:", "Human: ", "\n\n", "[removed]", "[deleted]", "user", "assistant"),
+    *("system", "tool", "Hi", "So?", "A", "B", " ", "\t", "\u2028", "\ud800", "\udc00", "\x00", "\x1b[31m", "é", "😀"),
+    *("<|im_end|>", "x" * 5000),
+)
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
+DIALOGUES = st.lists(st.sampled_from(("Hi", "So?", "A", " ", "[removed]", "")), min_size=1, max_size=5).map(
+    lambda turns: "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {text}" for i, text in enumerate(turns))
+)
+# JSON readers give NaN, Infinity and integers of up to 4,300 digits; True is an integer to Python.
+NUMBERS = st.sampled_from(
+    [
+        *(0, 1, 2, -1, 3, 8, 20, 2**31, 2**63, 10**400, 10**4290, True, False),
+        *(0.0, -0.0, 0.5, 1.99, 2.0, 2.5, 1e308, math.nan, math.inf, -math.inf),
+    ]
+)
+NAMES = st.sampled_from(
+    ("role", "content", "messages", "prompt", "chosen", "rejected", "completion", "margin", "label", "", "\ud800")
+)
+LEAVES = st.none() | NUMBERS | TEXTS
+JUNK = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | TEXTS, inner, max_size=3), max_leaves=6
+)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) in a row."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [place for key in keys for place in ((value, key), *places(value[key]))]
+
+
+@st.composite
+def near_rows(draw: st.DrawFn, name: str) -> Any:
+    """A row that the docstring shows, with other values of the same types, and up to three mutations."""
+    row = copy.deepcopy(draw(st.sampled_from(shown_rows(name))))
+    for container, key in places(row):
+        if key == "role" or not draw(st.booleans()):
+            continue
+        if isinstance(container[key], str):
+            container[key] = draw(DIALOGUES | TEXTS)
+        elif isinstance(container[key], int | float):
+            container[key] = draw(NUMBERS)
+    for _ in range(draw(st.integers(0, 3))):
+        container, key = draw(st.sampled_from(places(row) or [({}, "")]))
+        match draw(st.sampled_from(("replace", "remove", "add", "wrap", "repeat", "swap"))):
+            case "replace":
+                container[key] = draw(JUNK)
+            case "remove" if container:
+                del container[key]
+            case "add" if isinstance(container, dict):
+                container[draw(NAMES)] = draw(JUNK)
+            case "wrap":
+                container[key] = [container[key]]
+            case "repeat" if isinstance(container, list):
+                container.append(container[key])
+            case "swap":
+                other, at = draw(st.sampled_from(places(row)))
+                container[key] = copy.deepcopy(other[at])
+        if not places(row):
+            break
+    return row
+
+
+def check_messages(messages: Any, roles: tuple[str, ...] = ("system", "user", "assistant")) -> None:
+    assert isinstance(messages, list) and messages
+    for message in messages:
+        assert set(message) == {"role", "content"} and message["role"] in roles
+        assert isinstance(message["content"], str) and message["content"].strip()
+
+
+def check_contract(role: Role, example: Any) -> None:
+    """The data contract of DESIGN.md, section 6; the id is added by `sample`."""
+    if role is Role.demonstrations:
+        assert set(example) == {"messages"}
+        check_messages(example["messages"])
+        assert example["messages"][-1]["role"] == "assistant"
+        return
+    assert set(example) == {"prompt", "chosen", "rejected", "margin"}
+    check_messages(example["prompt"])
+    for side in ("chosen", "rejected"):
+        check_messages(example[side], ("assistant",))
+        assert len(example[side]) == 1
+    assert example["prompt"][-1]["role"] != "assistant" and example["chosen"] != example["rejected"]
+    margin = example["margin"]
+    assert margin is None or (type(margin) is float and math.isfinite(margin))
+
+
+def again(parser: Callable[[Any], Any], row: Any) -> str:
+    try:
+        return f"used: {parser(row)}"
+    except Malformed as error:
+        return str(error)
+
+
+def check_row(name: str, role: Role, row: Any) -> str:
+    """Parse a row twice, check what comes out, and say in a word what that was."""
+    corpus = corpora.load(name)
+    parser: Callable[[Any], Any] = getattr(corpus, role.value.removesuffix("s"))
+    before = copy.deepcopy(row)
+    try:
+        example = parser(row)
+    except Malformed as error:
+        message = str(error)
+        assert re.fullmatch(r"found .+, wanted .+", message, re.S)
+        # It goes to a terminal and a log: one short line that can be encoded, whatever the row holds.
+        assert message.isprintable() and len(message.encode()) < 3000
+        assert message == again(parser, row)
+        return "malformed"
+    finally:
+        assert [row] == [before], "a parser changed its row"  # in a list: NaN is only itself
+    assert parser(row) == example
+    if isinstance(example, Refusal):
+        assert isinstance(example.cause, Cause) and example.cause is not Cause.malformed
+        return "refused"
+    check_contract(role, example)
+    if corpus.GROUP:
+        group, rank = row[corpus.GROUP.column], corpus.GROUP.best(row)
+        assert isinstance(group, str) and group.encode() and rank <= corpus.GROUP.best(row)
+    return "used"
+
+
+@pytest.mark.parametrize(("name", "role"), PARSERS)
+def test_a_docstring_shows_rows_that_its_parser_uses(name: str, role: Role) -> None:
+    assert "used" in [check_row(name, role, row) for row in shown_rows(name)]
+
+
+@pytest.mark.parametrize(("name", "role"), PARSERS)
+def test_a_row_near_the_real_shape_is_used_refused_or_malformed_and_nothing_else(name: str, role: Role) -> None:
+    seen: set[str] = set()
+
+    @given(near_rows(name))
+    def law(row: Any) -> None:
+        seen.add(check_row(name, role, row))
+
+    law()
+    assert seen == {"used", "refused", "malformed"}, "the generated rows do not reach every branch"
+
+
+COLUMNS = sorted({column for name in corpora.names() for row in shown_rows(name) for column in row})
+
+
+@given(JUNK | st.dictionaries(st.sampled_from(COLUMNS), JUNK, max_size=8))
+def test_any_json_value_is_used_refused_or_malformed_and_nothing_else(row: Any) -> None:
+    for name, role in PARSERS:
+        check_row(name, role, row)
+
+
+# Bytes: a file of rows is read to its end, or refused
+
+
+def read(path: Path) -> list[Any] | None:
+    """The rows, or None where the file is refused; nothing else may be raised."""
+    try:
+        return [row for _, row in records.rows(path)]
+    except Refused as refusal:
+        assert str(path) in str(refusal)
+        return None
+
+
+def parquet(rows: list[Any]) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), stream, row_group_size=4)
+    return stream.getvalue()
+
+
+ROWS = [{"chosen": f"text {i} é", "messages": [{"role": "user", "content": None}], "n": i / 2} for i in range(11)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+WHOLE = {"a.jsonl": LINES, "a.jsonl.gz": gzip.compress(LINES, mtime=0), "a.parquet": parquet(ROWS)}
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A real file with other bytes in a few places, a part cut out, or a part twice."""
+    content = bytearray(whole)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(content) - 1))
+        match draw(st.sampled_from(("set", "cut", "repeat"))):
+            case "set":
+                content[at] = draw(st.integers(0, 255))
+            case "cut" if len(content) > 40:
+                del content[at : at + draw(st.integers(1, 30))]
+            case "repeat":
+                content[at:at] = content[at : at + draw(st.integers(1, 30))]
+    return bytes(content)
+
+
+HOSTILE_LINES = (
+    b"1" * 5000,  # more digits than Python converts
+    b"[" * 50_000,  # deeper than Python recurses
+    b'{"a":' * 3000 + b"1" + b"}" * 3000,
+    b'{"a": "\\ud800"}',
+    b'{"a": NaN, "b": 1e999}',
+    b"\xff\xfe{\x00}\x00",
+    b"\x00",
+)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_any_bytes_are_rows_or_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    contents = st.binary(max_size=200) | damaged(WHOLE[name])
+    lines = st.lists(st.sampled_from((*HOSTILE_LINES, *LINES.splitlines())), max_size=4).map(b"\n".join)
+    if name.endswith(".gz"):
+        contents |= lines.map(gzip.compress)
+    elif name == "a.jsonl":
+        contents |= lines
+
+    @given(contents)
+    def law(content: bytes) -> None:
+        path.write_bytes(content)
+        rows = read(path)
+        # Parquet and gzip state how much there is; that bytes are the *published* ones, provenance's hashes say.
+        if name == "a.parquet":
+            assert rows is None or len(rows) == pq.read_metadata(path).num_rows
+
+    law()
+
+
+@pytest.mark.parametrize("line", HOSTILE_LINES, ids=lambda line: repr(line[:12]))
+def test_a_line_that_no_reader_can_take_is_refused_with_its_number(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
+    try:
+        rows = [row for _, row in records.rows(path)]
+    except Refused as refusal:
+        assert str(refusal).startswith(f"{path}:2 is not a line of JSON")
+    else:
+        assert len(rows) == 2  # JSON as Python reads it: NaN, half a surrogate pair
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_no_beginning_of_a_file_is_taken_for_a_shorter_dataset(name: str, tmp_path: Path) -> None:
+    """Every proper beginning of a gzipped or a Parquet file is refused, and so is a cut inside a line of JSON.
+
+    A cut exactly at a line's end leaves a valid file of fewer lines, and so does one between the members of a gz of
+    several: a reader cannot see it. `fetch` compares sizes and hashes with what the hub states, and DVC compares
+    them with what was fetched: that is what `provenance.json` is for.
+    """
+    path, whole = tmp_path / name, WHOLE[name]
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        rows = read(path)
+        if name == "a.jsonl" and b"\n" in whole[max(0, length - 1) : length + 1]:
+            assert rows == ROWS[: whole[: length + 1].count(b"\n")]
+        else:
+            assert rows is None, f"{length} of {len(whole)} bytes were read as {len(rows)} rows"
+
+
+def test_text_that_is_no_utf8_in_a_parquet_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+    pq.write_table(pa.table({"a": text}), path)
+    with pytest.raises(Refused, match=r"a\.parquet: not a whole Parquet file"):
+        list(records.rows(path))
