@@ -27,6 +27,7 @@ FLAGS = {
     "near_constant": "has one answer on all but a few items, so its score says next to nothing,",
     "uninformative": "is no better than chance by the margin between its answers",
 }
+MINI = "The rows here are the embedded miniature's, the project's own; named are the sets whose place they take."
 FEW = 200  # items; below this a table's interval is wider than most effects in the literature
 
 Metrics = dict[str, dict[str, Any]]
@@ -202,11 +203,12 @@ def origins(base: Path, raw: Path) -> str:
     tasks = sorted(path.parent for path in (raw / "benchmarks").glob("*/provenance.json"))
     folders = {"base model": base, "demonstrations": raw / "demonstrations", "comparisons": raw / "comparisons"}
     folders |= {TITLES.get(task.name, task.name): task for task in tasks} | {"safety": raw / "safety"}
+    provenance = {name: files.read_json(folder / "provenance.json") for name, folder in folders.items()}
     rows = [["", "repository", "revision", "licence", "terms"]]
-    for name, folder in folders.items():
-        found = files.read_json(folder / "provenance.json")
+    for name, found in provenance.items():
         rows.append([name, *(found[key] for key in ("repository", "revision", "licence")), found.get("terms", "")])
-    return "## Sources and licences\n\n" + _markdown(rows)
+    mini = any(found["source"] == "mini" for name, found in provenance.items() if name != "base model")
+    return "## Sources and licences\n\n" + _markdown(rows) + (f"\n\n{MINI}" if mini else "")
 
 
 def _benchmark_plot(evaluated: Metrics) -> str:

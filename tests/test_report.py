@@ -46,3 +46,11 @@ def test_a_benchmark_that_a_user_named_stands_there_too(fetched: Path) -> None:
 
 def test_no_path_of_this_machine_stands_there(fetched: Path) -> None:
     assert str(fetched) not in report.origins(fetched / "models/base", fetched / "data/raw")
+
+
+def test_the_miniature_is_not_taken_for_the_sets_whose_place_it_takes(fetched: Path) -> None:
+    base, raw = fetched / "models/base", fetched / "data/raw"
+    assert report.MINI in report.origins(base, raw)
+    for path in raw.rglob("provenance.json"):
+        files.write_json(path, files.read_json(path) | {"source": "mirror"})
+    assert report.MINI not in report.origins(base, raw)
