@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from alignment import benchmarks, chat, corpora, curation, files, models, pins
+from alignment import benchmarks, chat, corpora, curation, files, models, pins, sources
 from alignment.chat import Template
 from alignment.command import Refused
 from alignment.corpora import Cause, Role
@@ -164,3 +164,49 @@ def test_equal_inputs_give_equal_bytes(run: Sample, tmp_path: Path) -> None:
     assert files.tree_sha256(tmp_path / "one") == files.tree_sha256(tmp_path / "two")
     run(MINI / "Anthropic/hh-rlhf", "three", "hh", role=Role.comparisons, rows=40, heldout=8, seed=1)
     assert files.sha256(tmp_path / "three/rows.parquet") != files.sha256(tmp_path / "one/rows.parquet")
+
+
+REAL: list[tuple[str, Role, dict[str, int]]] = [
+    (
+        "lima",
+        Role.demonstrations,
+        {"rows.read": 1029, "rows.kept": 958, "rows.heldout": 57, "dropped.contaminated": 14}
+        | {"contaminated.hellaswag": 12, "contaminated.arc_challenge": 1, "contaminated.mmlu": 1},
+    ),
+    (
+        "orca",
+        Role.demonstrations,
+        {"rows.read": 384, "rows.kept": 365, "rows.heldout": 17, "dropped.contaminated": 2}
+        | {"contaminated.hellaswag": 1, "contaminated.mmlu": 1},
+    ),
+    (
+        "hh",
+        Role.demonstrations,
+        {"rows.read": 4666, "rows.kept": 4188, "rows.heldout": 400, "dropped.heldout_prompt": 49}
+        | {"dropped.turn_order": 17, "dropped.near_duplicate": 7, "dropped.empty_turn": 5},
+    ),
+    (
+        "hh",
+        Role.comparisons,
+        {"rows.read": 4666, "rows.kept": 4184, "rows.heldout": 399, "dropped.heldout_prompt": 49}
+        | {"dropped.turn_order": 24, "dropped.empty_turn": 8, "dropped.equal_sides": 2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("corpus", "role", "wanted"), REAL)
+def test_real_rows_are_accounted_for_exactly(
+    corpus: str, role: Role, wanted: dict[str, int], tiny: Path, mirror: Path, tmp_path: Path
+) -> None:
+    """All that is found in real rows, items of the real benchmarks included: LOG.md says what was read in them."""
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for task, repository in pins.BENCHMARKS.items():
+        (folder / task).symlink_to(mirror / repository.name, target_is_directory=True)
+    (tmp_path / "raw").mkdir()
+    sources.fetch(corpora.load(corpus).SOURCE, str(mirror), tmp_path / "raw")
+    out, metrics = tmp_path / "rows.parquet", tmp_path / "metrics.json"
+    options = {**LIMITS, "near_duplicate": 0.8, "heldout_share": 0.05}
+    sample.main(tmp_path / "raw", tiny, folder, out, metrics, role=role, corpus=corpus, **options)
+    counts = {name: n for name, n in files.read_json(metrics).items() if name.startswith(("rows", "drop", "contam"))}
+    assert {name: n for name, n in counts.items() if n} == wanted
