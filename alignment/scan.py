@@ -11,6 +11,8 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from alignment import command, corpora, files, records
+from alignment import corpora, files, records
 from alignment.command import Refused
 from alignment.corpora import Cause, Malformed, Refusal, Role
 from alignment.records import Part
@@ -269,7 +271,7 @@ def reading(policy: Policy, make: Callable[[], Callable[[Any], Any]], processes:
     # A fork of this process would copy locks that other threads hold; these are forks of one that has no threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(SHARED))
-    with ProcessPoolExecutor(1, context, command.end_with_parent) as other:
+    with ProcessPoolExecutor(1, context, _end_with_stage) as other:
         measure = other.submit(make).result()  # what it imports and leaves behind goes with that process
     pool = ProcessPoolExecutor(processes, context, _start, (policy, measure))
     try:
@@ -286,9 +288,21 @@ def _cores() -> int:
 _here: list[Any] = []  # in a process of a pool: the policy and the measure, sent once
 
 
+def _end_with_stage() -> None:
+    """Stop this process when the stage dies: what it was forked from would keep it."""
+    stage = multiprocessing.parent_process()
+    assert stage
+
+    def watch() -> None:
+        stage.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _start(policy: Policy, measure: Callable[[Any], Any]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
-    command.end_with_parent()
+    _end_with_stage()
     _here[:] = [policy, measure]
 
 

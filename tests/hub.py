@@ -23,7 +23,10 @@ def blob_id(content: bytes) -> str:
 
 @dataclass
 class Meets:
-    """What a request meets: a status, headers, other bytes; or a connection that breaks or waits after `cut` bytes."""
+    """What a request meets: a status, headers, other bytes; or a connection that breaks or waits after `cut` bytes.
+
+    A failure that waits is told when the waiting ends.
+    """
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -138,6 +141,9 @@ class Handler(BaseHTTPRequestHandler):
             asked.sent = self.reply(200, content, meets)
 
     def reply(self, status: int, body: bytes, meets: Meets) -> int:
+        failing = status >= 400
+        if meets.wait and failing:
+            meets.wait.wait(timeout=30)
         self.send_response(status)
         for name, value in meets.headers.items():
             self.send_header(name, value)
@@ -148,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             sent = self.wfile.write(body[: meets.cut])
             self.wfile.flush()
-        if meets.wait:
+        if meets.wait and not failing:
             meets.wait.wait(timeout=30)
         return sent
 

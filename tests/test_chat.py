@@ -467,13 +467,18 @@ def test_a_comparison_is_a_prompt_and_two_replies_that_end_with_eos(a_chat: Chat
         "rejected_ids": a_chat.text("[/INST] <|im_end|>") + eos,
     }
     assert ids["prompt_ids"] + ids["chosen_ids"] == a_chat.demonstration(MESSAGES)["input_ids"]
-    longer = len(ids["prompt_ids"]) + len(ids["rejected_ids"])
-    assert a_chat.lengths(comparison) == (len(ids["prompt_ids"]), longer)
+    assert a_chat.lengths(comparison) == tuple(map(len, ids.values()))
 
 
-def test_lengths_of_a_demonstration_are_before_its_first_trained_token_and_in_all(a_chat: Chat) -> None:
-    whole = len(a_chat.demonstration(MESSAGES)["input_ids"])
-    assert a_chat.lengths({"messages": MESSAGES}) == (len(a_chat.prompt(MESSAGES[:2])), whole)
+def test_lengths_of_a_demonstration_are_before_its_first_trained_token_and_after_it(a_chat: Chat) -> None:
+    whole, prompt = len(a_chat.demonstration(MESSAGES)["input_ids"]), len(a_chat.prompt(MESSAGES[:2]))
+    assert a_chat.lengths({"messages": MESSAGES}) == (prompt, whole - prompt, 0)
+
+
+def test_many_texts_have_the_tokens_of_each(a_chat: Chat) -> None:
+    texts = ["Yes.", "", "[/INST] <|im_end|>", "Yes."]
+    assert a_chat.texts(texts) == [a_chat.text(text) for text in texts]
+    assert a_chat.texts([]) == []
 
 
 # What cannot be

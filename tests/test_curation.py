@@ -2,13 +2,17 @@
 
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -124,6 +128,38 @@ def test_the_number_of_processes_does_not_matter(role: Role, posts: Path) -> Non
     train2, held2, account2 = sample(posts, "shp", role, processes=2)
     assert (ids(train), ids(held)) == (ids(train2), ids(held2)) and train
     assert account == account2
+
+
+READS = """
+import sys, time
+from functools import partial
+from pathlib import Path
+import psutil
+from alignment import scan
+from alignment.corpora import Role
+
+if __name__ == "__main__":
+    policy = scan.Policy("own", Role.demonstrations, Path(sys.argv[1]), 0, 0, 0.3, 0)
+    with scan.reading(policy, partial(partial, len), 2) as reader:
+        reader.keys()
+        print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+        time.sleep(60)
+"""
+
+
+def test_the_processes_end_with_the_stage_that_is_killed(many: list[dict[str, str]], tmp_path: Path) -> None:
+    raw, script = write(tmp_path / "raw/a.jsonl", many), tmp_path / "reads.py"
+    script.write_text(READS)
+    environment = os.environ | {"PYTHONPATH": str(MINI.parents[1])}
+    stage = subprocess.Popen([sys.executable, script, raw], stdout=subprocess.PIPE, text=True, env=environment)
+    assert stage.stdout
+    children = [psutil.Process(int(number)) for number in stage.stdout.readline().split()]
+    assert len(children) >= 3  # those that read, and the one that they are forks of
+    stage.kill()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    stage.wait()
+    stage.stdout.close()
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_refusal_in_another_process_is_told(tmp_path: Path) -> None:

@@ -283,12 +283,13 @@ def test_files_are_downloaded_at_once_and_the_result_is_the_same(hub: Hub, tmp_p
 
 
 def test_the_first_failure_stops_the_others_and_they_go_on_later(hub: Hub, tmp_path: Path) -> None:
-    hanging = threading.Event()
+    hanging, failing = threading.Event(), threading.Event()
     hub.stated["data/huge.jsonl"] = b"huge" * 500_000
     hub.meets["data/huge.jsonl"] = [Meets(cut=1_000_000, wait=hanging), Meets(403)]
-    hub.meets["data/small.jsonl"] = [Meets(404)]
+    hub.meets["data/small.jsonl"] = [Meets(404, wait=failing)]
     process = begin(hub, tmp_path)
     until(lambda: hub.asked("data/small.jsonl") and arrived(tmp_path) > 900_000)
+    failing.set()
     time.sleep(0.3)
     hanging.set()
     _, refused = end(process, tmp_path)

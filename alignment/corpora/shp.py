@@ -1,7 +1,8 @@
 """SHP (Ethayarajh et al. 2022): pairs of Reddit comments, ranked by their scores.
 
-A row: `{"post_id": "qt3nxl", "history": "How do I …?", "human_ref_A": "Try …", "human_ref_B": "Why …", "score_A": 340,
-"score_B": 166, "labels": 1, "score_ratio": 2.05, …}`; `labels` 1 says that A is preferred.
+A row: `{"post_id": "qt3nxl", "domain": "askculinary_train", "history": "How do I …?", "human_ref_A": "Try …",
+"human_ref_B": "Why …", "score_A": 340, "score_B": 166, "labels": 1, "score_ratio": 2.05, …}`; `labels` 1 says that A is
+preferred. A sample keeps the shares of the subreddits, `domain`.
 Policy: comparisons need a score ratio of at least 2, at most 5 of a post are kept; demonstrations are each post's best
 reply, once. Refused: ties, removed or empty texts, a label that its scores contradict. The margin is the score ratio.
 """
