@@ -216,8 +216,7 @@ class Reader:
             Refused: more rows have the wrong shape than the policy allows; the message shows the first few.
         """
         found = Found()
-        progress = tqdm(total=len(self._parts), desc=f"{self.policy.corpus}, keys", unit="part")
-        with progress:
+        with tqdm(total=len(self._parts), desc=f"{self.policy.corpus}, keys", unit="part") as progress:
             for part in self._map(self._find, range(len(self._parts)), self._parts):
                 found.add(part)
                 progress.update()
@@ -237,8 +236,7 @@ class Reader:
             wanted.setdefault(part, {})[number] = place
         jobs = sorted(wanted)
         taken: list[tuple[bytes, Any]] = [(b"", None)] * len(keys)
-        progress = tqdm(total=len(keys), desc=f"{self.policy.corpus}, rows", unit="row")
-        with progress:
+        with tqdm(total=len(keys), desc=f"{self.policy.corpus}, rows", unit="row") as progress:
             numbers = ({*wanted[job]} for job in jobs)
             for job, found in zip(jobs, self._map(self._take, (self._parts[j] for j in jobs), numbers), strict=True):
                 for number, content, measured in found:
@@ -248,6 +246,11 @@ class Reader:
             Row(content, group, measured)
             for (content, measured), group in zip(taken, keys["group"].tolist(), strict=True)
         ]
+
+
+def paths(raw: Path) -> list[Path]:
+    """The files with rows of a fetched folder, in order."""
+    return sorted(path for path in raw.rglob("*") if path.is_file() and path.name != "provenance.json")
 
 
 @contextlib.contextmanager
@@ -260,10 +263,10 @@ def reading(policy: Policy, make: Callable[[], Callable[[Any], Any]], processes:
         processes: how many. By default one for each core that this process may use; none besides this one for little
             data. Their number changes nothing but the time.
     """
-    paths = sorted(path for path in policy.raw.rglob("*") if path.is_file() and path.name != "provenance.json")
-    parts = [part for path in paths for part in records.parts(path)]
+    found = paths(policy.raw)
+    parts = [part for path in found for part in records.parts(path)]
     if processes is None:
-        small = sum(path.stat().st_size for path in paths) < SMALL_BYTES
+        small = sum(path.stat().st_size for path in found) < SMALL_BYTES
         processes = 1 if small else _cores()
     if processes == 1:
         yield Reader(policy, make(), parts, None)

@@ -25,6 +25,11 @@ WHOLE = {"arc_challenge": 1172, "piqa": 1838, "hellaswag": 10042, "mmlu": 14042,
 SHAPES: dict[str, dict[str, int]] = {
     "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 }
+Base = Annotated[Path, typer.Argument(help="a base model; of a shape, its tokenizer alone is taken")]
+Source = Annotated[str, typer.Option(help="mini, hub, or the absolute path of a folder laid out as the hub")]
+Shape = Annotated[str, typer.Option(help="random weights of this shape, such as llama-2-7b, or none")]
+Precision = Annotated[Dtype, typer.Option(help="precision of both")]
+Device = Annotated[str, typer.Option(help="cpu or cuda")]
 HEADER = (
     "| work | n | peer's best batch | peer, n/s | ours, n/s | ratio (lowest to highest) | token ratio "
     "| share of peak |\n| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |"
@@ -32,11 +37,11 @@ HEADER = (
 
 
 def main(
-    base: Annotated[Path, typer.Argument(help="a base model; of a shape, its tokenizer alone is taken")],
-    source: Annotated[str, typer.Option(help="mini, hub, or the absolute path of a folder laid out as the hub")],
-    shape: Annotated[str, typer.Option(help="random weights of this shape, such as llama-2-7b, or none")],
-    dtype: Annotated[Dtype, typer.Option(help="precision of both")],
-    device: Annotated[str, typer.Option(help="cpu or cuda")],
+    base: Base,
+    source: Source,
+    shape: Shape,
+    dtype: Precision,
+    device: Device,
     token_budget: Annotated[int, typer.Option(help="tokens a forward pass of ours", min=1)],
     scale: Annotated[int, typer.Option(help="how many times the items that two cores take", min=1)],
     pairs: Annotated[int, typer.Option(help="interleaved pairs of runs", min=1)],
@@ -44,7 +49,7 @@ def main(
 ) -> None:
     """Time every task and the safety sentences."""
     tokenizer = models.tokenizer(base)
-    model = models.load_base(base, dtype, device) if shape == "none" else shaped(shape, len(tokenizer), dtype, device)
+    model = load(base, shape, len(tokenizer), dtype, device)
     peak = matrix_peak(dtype, device)
     print(f"\n{base.name if shape == 'none' else shape}, {dtype}, {device}, token budget {token_budget}, "
           f"measured peak of matrix products {peak / 1e9:.0f} GFLOP/s\n\n{HEADER}", flush=True)  # fmt: skip
@@ -137,7 +142,12 @@ def matrix_peak(dtype: Dtype, device: str) -> float:
     return float(2 * size**3 / min(_seconds(lambda: a @ b) for _ in range(10)))
 
 
-def shaped(shape: str, vocabulary: int, dtype: Dtype, device: str) -> Any:
+def load(base: Path, shape: str, vocabulary: int, dtype: Dtype, device: str) -> Any:
+    """The base model, or one of a shape."""
+    return models.load_base(base, dtype, device) if shape == "none" else _shaped(shape, vocabulary, dtype, device)
+
+
+def _shaped(shape: str, vocabulary: int, dtype: Dtype, device: str) -> Any:
     """A Llama of a known shape with random weights; its vocabulary is that of the tokenizer at hand."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -14,10 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment import command, corpora, models, records, sources, training
+from alignment import command, corpora, models, records, scan, sources, training
 from alignment.chat import Chat, Template
 from alignment.corpora import Refusal
-from alignment.models import Dtype
 from benchmarks import speed
 from stages import dpo, sft
 
@@ -29,11 +28,11 @@ LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-li
 
 
 def main(
-    base: Annotated[Path, typer.Argument(help="a base model; of a shape, its tokenizer alone is taken")],
-    source: Annotated[str, typer.Option(help="mini, hub, or the absolute path of a folder laid out as the hub")],
-    shape: Annotated[str, typer.Option(help="random weights of this shape, such as llama-2-7b, or none")],
-    dtype: Annotated[Dtype, typer.Option(help="precision of both")],
-    device: Annotated[str, typer.Option(help="cpu or cuda")],
+    base: speed.Base,
+    source: speed.Source,
+    shape: speed.Shape,
+    dtype: speed.Precision,
+    device: speed.Device,
     steps: Annotated[int, typer.Option(help="optimiser steps; the first is not timed", min=2)],
     batch: Annotated[int, typer.Option(help="rows an optimiser step, of both", min=1)],
     per_device_batch: Annotated[int, typer.Option(help="rows a forward pass, of ours", min=1)],
@@ -46,13 +45,6 @@ def main(
     print(f"\n{name}, {dtype}, {device}, batch {batch}, rows of at most {max_tokens} tokens, "
           f"measured peak of matrix products {peak / 1e9:.0f} GFLOP/s\n\n{HEADER}", flush=True)  # fmt: skip
 
-    def fresh() -> Any:
-        return (
-            models.load_base(base, dtype, device)
-            if shape == "none"
-            else speed.shaped(shape, len(chat.tokenizer), dtype, device)
-        )
-
     settings = training.Settings(1e-4, 1, batch, per_device_batch, 0.0, 0, steps)
     with tempfile.TemporaryDirectory() as scratch:
         ours = settings.arguments(dtype, device, Path(scratch) / "state", steps * batch) | {"save_strategy": "no"}
@@ -62,7 +54,9 @@ def main(
             peers = {"ours": (True, ours), "TRL": (False, plain)}
             peers["TRL, no checkpointing"] = (False, plain | {"gradient_checkpointing": False})
             for name, (is_ours, arguments) in peers.items():
-                measured = measure(partial(make, fresh(), chat, data, arguments, is_ours))
+                model = speed.load(base, shape, len(chat.tokenizer), dtype, device)
+                measured = measure(partial(make, model, chat, data, arguments, is_ours))
+                del model  # before the next one needs its memory
                 print(line(work, name, *measured, peak), flush=True)
 
 
@@ -80,12 +74,14 @@ def rows(chat: Chat, work: str, source: str, raw: Path, count: int, max_tokens: 
     parse = corpus.demonstration if work == "sft" else corpus.comparison
     sources.fetch(corpus.SOURCE, source, raw)
     found: list[dict[str, list[int]]] = []
-    for path in sorted(path for path in raw.rglob("*") if path.is_file() and path.name != "provenance.json"):
-        for _, row in records.rows(path):
-            example = parse(row)
-            if isinstance(example, Refusal) or chat.lengths(example)[1] > max_tokens:
+    for path in scan.paths(raw):
+        for _, raw_row in records.rows(path):
+            example = parse(raw_row)
+            if isinstance(example, Refusal):
                 continue
-            found.append(chat.demonstration(example["messages"]) if work == "sft" else chat.comparison(example))
+            row = chat.demonstration(example["messages"]) if work == "sft" else chat.comparison(example)
+            if max(map(len, training._sequences(row))) <= max_tokens:
+                found.append(row)
             if len(found) == count:
                 return found
     raise SystemExit(f"{source} has {len(found)} rows for {work} of at most {max_tokens} tokens, {count} are wanted")

@@ -12,24 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from dvc.repo import Repo
+from test_corpora import reply, system, user
 from test_pipeline import dvc, git, of, ran
 
 from alignment import records
 from alignment.corpora import Cause, Malformed, Refusal, own
 
 ROOT = Path(__file__).parents[1]
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def reply(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
-def system(text: str) -> dict[str, str]:
-    return {"role": "system", "content": text}
 
 
 def parsed(example: Any) -> Any:
