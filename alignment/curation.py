@@ -206,7 +206,7 @@ def order(keys: NDArray[Any], heldout: bool) -> NDArray[np.intp]:
     """Where the rows that are held out, or the others, stand among all: by key, each stratum at the pace of its share.
 
     Args:
-        keys: of all rows, as `scan.KEY`.
+        keys: of all rows, as `keys.KEY`.
         heldout: which of them.
     """
     places = np.flatnonzero(keys["heldout"] == heldout)

@@ -8,12 +8,14 @@ import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from alignment.command import Refused
 
@@ -80,10 +82,20 @@ def numbered(part: Part, wanted: Container[int] | None = None) -> Iterator[tuple
     Raises:
         Refused: as `rows`.
     """
-    if part.path.suffix == ".parquet":
-        yield from _parquet(part, wanted)
+    if is_parquet(part):
+        yield from chosen(part, lambda first, batch: _among(wanted, first, len(batch)))
     else:
         yield from _lines(part.path, wanted)
+
+
+def is_parquet(part: Part) -> bool:
+    """Whether the rows of a part lie in columns."""
+    return part.path.suffix == ".parquet"
+
+
+def _among(wanted: Container[int] | None, first: int, count: int) -> NDArray[np.bool_]:
+    numbers = range(first, first + count)
+    return np.array([wanted is None or number in wanted for number in numbers], dtype=np.bool_)
 
 
 def _lines(path: Path, wanted: Container[int] | None) -> Iterator[tuple[int, Any]]:
@@ -102,19 +114,26 @@ def _lines(path: Path, wanted: Container[int] | None) -> Iterator[tuple[int, Any
         raise Refused(f"{path}:{number + 1} is damaged or cut short ({error}); fetch it again") from None
 
 
-def _parquet(part: Part, wanted: Container[int] | None) -> Iterator[tuple[int, Any]]:
+def chosen(part: Part, choose: Callable[[int, pa.RecordBatch], NDArray[np.bool_]]) -> Iterator[tuple[int, Any]]:
+    """Yield `(number, row)` of those rows of a part of Parquet that are chosen by their columns.
+
+    Args:
+        part: a row group.
+        choose: from the number of a batch's first row and the batch to which of its rows are yielded.
+
+    Raises:
+        Refused: as `rows`.
+    """
     first = part.first
     with _whole_parquet(part.path), pq.ParquetFile(part.path) as file:
         for batch in file.iter_batches(BATCH, row_groups=[part.group], use_threads=False):
-            after = first + len(batch)
-            numbers = [number for number in range(first, after) if wanted is None or number in wanted]
-            if wanted is not None:
-                batch = batch.take(pa.array([number - first for number in numbers], pa.int64()))
-            first = after
-            columns = [_values(column) for column in batch.columns]
+            batch.validate(full=True)  # text that is no UTF-8
+            kept = choose(first, batch)
+            columns = [_values(column) for column in batch.filter(pa.array(kept)).columns]
             names = batch.schema.names
-            for number, values in zip(numbers, zip(*columns, strict=True), strict=True):
-                yield number, dict(zip(names, values, strict=True))
+            for place, values in zip(np.flatnonzero(kept).tolist(), zip(*columns, strict=True), strict=True):
+                yield first + place, dict(zip(names, values, strict=True))
+            first += len(batch)
 
 
 def _values(column: pa.Array) -> list[Any]:

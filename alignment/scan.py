@@ -17,46 +17,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
-from functools import cached_property, partial
-from hashlib import blake2b
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from alignment import corpora, files, records
+from alignment import files, records
 from alignment.command import Refused
 from alignment.corpora import Cause, Malformed, Refusal, Role
+from alignment.keys import KEY, Key, Policy
 from alignment.records import Part
 
 SMALL_BYTES = 1 << 26  # less than this is read before other processes have started
 SHARED = ("alignment.curation", "transformers.tokenization_utils_tokenizers")  # imported once for all processes
 SHOWN = 5  # malformed rows that a message shows
-KEY = np.dtype([("key", "u8"), ("group", "u8"), ("stratum", "u8"), ("heldout", "?"), ("part", "u4"), ("number", "u8")])
-
-
-class Key(NamedTuple):
-    """What is kept of a row that is read for the first time; the columns of `KEY`.
-
-    Attributes:
-        key: orders the rows.
-        group: a number for what it belongs to, such as a post; 0 for nothing.
-        stratum: a number for the value whose share a sample keeps; 0 for none.
-        heldout: whether it is kept from training.
-        part: which part of the corpus it stands in.
-        number: where it stands in its file.
-    """
-
-    key: int
-    group: int
-    stratum: int
-    heldout: bool
-    part: int
-    number: int
 
 
 class Row(NamedTuple):
@@ -81,79 +59,6 @@ class Row(NamedTuple):
     def id(self) -> str:
         """A name made of the content alone."""
         return files.digest(self.example)[:16]
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How the rows of a corpus are parsed and ordered.
-
-    Attributes:
-        corpus: the name of a file of `alignment/corpora/`.
-        role: what the rows are parsed as.
-        raw: the fetched folder.
-        seed: orders the rows that may be trained.
-        item_seed: orders the rows that are held out, and says which they are.
-        heldout_share: the share of openings held out, where the corpus names no files for it.
-        malformed: so many rows of the wrong shape are counted and passed over; one more is refused.
-    """
-
-    corpus: str
-    role: Role
-    raw: Path
-    seed: int
-    item_seed: int
-    heldout_share: float
-    malformed: int
-
-    @cached_property
-    def module(self) -> ModuleType:
-        """The corpus itself."""
-        return corpora.load(self.corpus, self.role)
-
-    @cached_property
-    def parse(self) -> Callable[[Any], Any]:
-        """Its parser: a raw row to an example, or to a refusal."""
-        parser: Callable[[Any], Any] = getattr(self.module, self.role.value.removesuffix("s"))
-        return parser
-
-    def key(self, part: int, path: Path, number: int, row: Any, example: Any) -> Key:
-        """The key of a row that can be used.
-
-        Raises:
-            Malformed: its text is no Unicode.
-        """
-        try:
-            content = _content(example)
-        except UnicodeEncodeError as error:
-            found = error.object[error.start]
-            raise Malformed(f"found half a surrogate pair, {found!r}, wanted Unicode text") from None
-        corpus = self.module
-        if corpus.HELDOUT:
-            heldout = any(fnmatch(path.relative_to(self.raw).as_posix(), pattern) for pattern in corpus.HELDOUT)
-        else:
-            chance = _number(corpora.opening(example), f"heldout {self.item_seed}")
-            heldout = chance < self.heldout_share * 2**64
-        salt = f"heldout {self.item_seed}" if heldout else f"train {self.seed}"
-        group = _number(row[corpus.GROUP.column]) if corpus.GROUP else 0
-        stratum = _number(row[corpus.GROUP.stratum]) if corpus.GROUP and corpus.GROUP.stratum else 0
-        return Key(_number(content, salt), group, stratum, heldout, part, number)
-
-
-def _content(example: Any) -> bytes:
-    """All that an example says, equal for equal examples alone: the lengths come first, so nothing can pass for a mark.
-
-    JSON would do, and take four times as long.
-    """
-    said = [repr(example.get("margin"))]
-    for side in ("messages", "prompt", "chosen", "rejected"):
-        for message in example.get(side, ()):
-            said += (side, message["role"], message["content"])
-    return "".join([" ".join([str(len(text)) for text in said]), *said]).encode()
-
-
-def _number(value: str | bytes, salt: str = "") -> int:
-    content = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(content, digest_size=8, key=salt.encode()).digest(), "little")
 
 
 @dataclass
@@ -323,7 +228,7 @@ def _find(policy: Policy, place: int, part: Part) -> Found:
     group = policy.module.GROUP
     best = group.best if group and policy.role is Role.demonstrations else None
     found, keys = Found(), []
-    for number, row in records.numbered(part):
+    for number, row in _left(policy, place, part, found):
         found.read += 1
         try:
             example = policy.parse(row)
@@ -342,8 +247,23 @@ def _find(policy: Policy, place: int, part: Part) -> Found:
             found.compare(key.group, best(row), key)
         else:
             keys.append(key)
-    found.keys = [np.array(keys, dtype=KEY)]
+    found.keys.append(np.array(keys, dtype=KEY))
     return found
+
+
+def _left(policy: Policy, place: int, part: Part, found: Found) -> Iterator[tuple[int, Any]]:
+    """The rows of a part that are to be parsed; of the others, `found` has taken the keys from their columns."""
+    if not (policy.turns and records.is_parquet(part)):
+        yield from records.numbered(part)
+        return
+
+    def parsed(first: int, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        plain, keys = policy.plain(place, part.path, first, batch)
+        found.read += len(keys)
+        found.keys.append(keys)
+        return ~plain
+
+    yield from records.chosen(part, parsed)
 
 
 def _take(policy: Policy, measure: Callable[[Any], Any], part: Part, wanted: set[int]) -> list[tuple[int, bytes, Any]]:

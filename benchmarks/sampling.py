@@ -19,6 +19,7 @@ import yaml
 from alignment import command, curation, scan
 from alignment.chat import Template
 from alignment.corpora import Role
+from alignment.keys import Policy
 from benchmarks import peers, rows
 from stages import sample
 
@@ -60,7 +61,7 @@ def peer(raw: Path, wanted: int, cache: Path) -> None:
 
 def select(raw: Path, wanted: int) -> None:
     """The keys of all rows, and the text of those that come first."""
-    with scan.reading(scan.Policy("orca", Role.demonstrations, raw, 0, 0, 0.05, 0), partial(partial, len)) as reader:
+    with scan.reading(Policy("orca", Role.demonstrations, raw, 0, 0, 0.05, 0), partial(partial, len)) as reader:
         keys, _, _ = reader.keys()
         reader.rows(keys[curation.order(keys, heldout=False)[:wanted]])
 

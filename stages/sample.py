@@ -14,6 +14,7 @@ from alignment import command, corpora, curation, description, files, scan
 from alignment.chat import Template
 from alignment.command import Refused
 from alignment.corpora import Role
+from alignment.keys import Policy
 
 
 def main(
@@ -44,7 +45,7 @@ def main(
     limits = (max_prompt_tokens, max_tokens)
     make = partial(curation.Measure.load, base, template, *limits, benchmark_folder, contamination_ngram)
     cap = policy.GROUP.cap if policy.GROUP and role is Role.comparisons else None
-    how = scan.Policy(corpus, role, raw, seed, item_seed, heldout_share, malformed)
+    how = Policy(corpus, role, raw, seed, item_seed, heldout_share, malformed)
     with scan.reading(how, make) as reader:
         train, held, account = curation.choose(reader, rows, heldout, cap, near_duplicate)
     if not train or not held:

@@ -22,6 +22,7 @@ from alignment.chat import Lengths
 from alignment.command import Refused
 from alignment.corpora import Cause, Role
 from alignment.curation import Account, Measured
+from alignment.keys import Policy
 from alignment.overlap import Contamination
 from alignment.scan import Row
 
@@ -64,7 +65,7 @@ def sample(
     measure: Callable[[Any], Measured] = measured,
 ) -> tuple[list[Row], list[Row], Account]:
     group = corpora.load(name, role).GROUP
-    policy = scan.Policy(name, role, raw, seed, item_seed, share, malformed)
+    policy = Policy(name, role, raw, seed, item_seed, share, malformed)
     cap = group.cap if group and role is Role.comparisons else None
     with scan.reading(policy, partial(partial, measure), processes) as reader:
         return curation.choose(reader, kept, heldout, cap, near)
@@ -137,9 +138,10 @@ from pathlib import Path
 import psutil
 from alignment import scan
 from alignment.corpora import Role
+from alignment.keys import Policy
 
 if __name__ == "__main__":
-    policy = scan.Policy("own", Role.demonstrations, Path(sys.argv[1]), 0, 0, 0.3, 0)
+    policy = Policy("own", Role.demonstrations, Path(sys.argv[1]), 0, 0, 0.3, 0)
     with scan.reading(policy, partial(partial, len), 2) as reader:
         reader.keys()
         print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
@@ -176,19 +178,6 @@ def test_row_groups_of_parquet_do_not_matter(many: list[dict[str, str]], tmp_pat
     one, many_groups = (sample(tmp_path / name, kept=50, heldout=20) for name in ("one", "many"))
     assert ids(one[0]) == ids(many_groups[0]) and one[2] == many_groups[2]
     assert ids(one[0]) == ids(sample(write(tmp_path / "lines/a.jsonl", many), kept=50, heldout=20)[0])
-
-
-def test_equal_content_alone_has_equal_bytes() -> None:
-    """What a key is made of: no text can pass for the end of another one."""
-    texts = ["", "a", "4 9", "user", "messages", "a9user"]
-    examples = [
-        {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": two}]}
-        for one in texts
-        for two in texts
-    ]
-    replies = [[{"role": "assistant", "content": text}] for text in texts]
-    examples += [{"prompt": [], "chosen": one, "rejected": two} for one in replies for two in replies]
-    assert len({scan._content(example) for example in examples}) == len(examples)
 
 
 def test_asking_for_more_gives_a_superset_in_the_same_order(many: list[dict[str, str]], tmp_path: Path) -> None:

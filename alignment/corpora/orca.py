@@ -18,12 +18,13 @@ SOURCE = Repository(
 )
 HELDOUT: tuple[str, ...] = ()
 GROUP: Group | None = None
+TURNS = {"system": "system_prompt", "user": "question", "assistant": "response"}
 
 
 def demonstration(row: Any) -> Demonstration | Refusal:
     """A system prompt if there is one, the question, and the response that is trained."""
-    require(row, {"system_prompt": str, "question": str, "response": str})
+    require(row, dict.fromkeys(TURNS.values(), str))
     if not row["question"].strip() or not row["response"].strip():
         return Refusal(Cause.empty_turn)
-    turns = [("system", row["system_prompt"]), ("user", row["question"]), ("assistant", row["response"])]
+    turns = [(role, row[column]) for role, column in TURNS.items()]
     return {"messages": [{"role": role, "content": text} for role, text in turns if text.strip()]}
