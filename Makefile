@@ -32,8 +32,8 @@ bench: .venv models/base  ## speed beside the peers': scoring, then the choice o
 	python -m benchmarks.sampling models/base --source $(SOURCE) --scratch . \
 		--sizes 100000 --sizes 1000000 --sizes 4233923 --wanted 100000
 
-soak: .venv  ## the long form of the property tests; about a quarter of an hour
-	pytest --hypothesis-profile=soak tests/test_properties.py tests/test_chat.py
+soak: .venv  ## the long form of the property tests and of the calibrations; about 20 minutes
+	pytest --hypothesis-profile=soak tests/test_properties.py tests/test_chat.py tests/test_keys.py tests/test_calibration.py
 
 agree: .venv models/base  ## our log-likelihoods against lm-eval's own class; about an hour on two cores
 	python -m benchmarks.agree models/base --source $(SOURCE) --items 225 --token-budget 512

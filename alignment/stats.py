@@ -154,6 +154,37 @@ def auc(values: ArrayLike, positive: ArrayLike, members: ArrayLike, strata: Arra
     return Statistic(area, (won - area * faced) / pairs, inside)
 
 
+def shift(values: ArrayLike, positive: ArrayLike, members: ArrayLike, strata: ArrayLike) -> Statistic:
+    """By how much positive rows exceed negative ones of their stratum, in the values' unit.
+
+    sum_s w_s (mean of positive - mean of negative) / sum_s w_s, with w_s = n1 n2 / (n1 + n2). The influence of a
+    positive row is w_s / sum w * (value - its side's mean) / n1, of a negative one the same with the opposite sign.
+
+    Args:
+        values: what is compared, for every row; without NaN.
+        positive: which side a row is on.
+        members: which rows take part.
+        strata: the stratum of every row.
+
+    Returns:
+        The difference; NaN, with influences of 0, where no stratum holds both sides.
+    """
+    x, side, inside, stratum = (np.asarray(column) for column in (values, positive, members, strata))
+    influence, total, weights = np.zeros(len(x)), 0.0, 0.0
+    for level in np.unique(stratum[inside]):
+        here = inside & (stratum == level)
+        upper, lower = np.flatnonzero(here & side), np.flatnonzero(here & ~side)
+        if len(upper) and len(lower):
+            weight = len(upper) * len(lower) / (len(upper) + len(lower))
+            influence[upper] = weight * (x[upper] - x[upper].mean()) / len(upper)
+            influence[lower] = -weight * (x[lower] - x[lower].mean()) / len(lower)
+            total += weight * (x[upper].mean() - x[lower].mean())
+            weights += weight
+    if not weights:
+        return Statistic(math.nan, influence, inside)
+    return Statistic(float(total / weights), influence / weights, inside)
+
+
 def deciles(values: ArrayLike) -> NDArray[np.intp]:
     """The stratum of each value between the deciles of all of them: an edge itself lies below, equal edges are one."""
     x = np.asarray(values)

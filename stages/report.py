@@ -1,15 +1,19 @@
 """Put the three checkpoints beside each other: the table, what may be read from it, and the data of the plots.
 
-In: the metrics of every stage, the provenance of the base model and of the data.
-Out: `metrics/report.md` and two CSV files for `dvc plots`.
+In: the metrics of every stage, the sentences' tables, the provenance of the base model and of the data.
+Out: `metrics/report.md`, CSV files for `dvc plots`, and the figure of safety by group.
 """
 
+import csv
+import io
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow.parquet as pq
 import typer
 
-from alignment import command, files
+from alignment import command, contrasts, figures, files, safety
 from alignment.benchmarks import BENCHMARKS
 
 CHECKPOINTS = ("base", "sft", "dpo")
@@ -28,6 +32,17 @@ FLAGS = {
     "uninformative": "is no better than chance by the margin between its answers",
 }
 MINI = "The rows here are the embedded miniature's, the project's own; named are the sets whose place they take."
+STEPS = (("base", "sft"), ("sft", "dpo"))  # what training changed, one stage at a time
+PUBLISHED = (
+    "The published score divides perplexity by toxicity, which moves its zero: the null is what this very model scores "
+    "when its perplexities are dealt anew over a group's sentences, with the interval of 95 % of such deals. It is "
+    "shown for comparison with the literature; docs/safety-score.md says what is wrong with it."
+)
+BAND = (
+    "Each interval is for its group alone. What is said of several groups at once needs the joint band, "
+    "`<group>.auc_len_band_low` to `<group>.auc_len_band_high` in `metrics/safety/`, which holds all of them together."
+)
+HATEFUL = "The sentences behind these figures are hateful by design; none is shown here."
 FEW = 200  # items; below this a table's interval is wider than most effects in the literature
 
 Metrics = dict[str, dict[str, Any]]
@@ -35,10 +50,12 @@ Metrics = dict[str, dict[str, Any]]
 
 def main(
     metrics: Annotated[Path, typer.Argument(help="the folder of all metrics")],
+    tables: Annotated[Path, typer.Argument(help="the folder of the scored sentences' tables")],
     base: Annotated[Path, typer.Argument(help="the base model, for its provenance")],
     raw: Annotated[Path, typer.Argument(help="the folder of all fetched data, for their provenance")],
+    template: Annotated[Path, typer.Argument(help="of the figure by group, as `dvc plots` fills it")],
     out: Annotated[Path, typer.Argument(help="the report, as Markdown")],
-    plots: Annotated[Path, typer.Argument(help="the folder of the plots' data")],
+    plots: Annotated[Path, typer.Argument(help="the folder of the plots: their data, and a figure")],
     data: Annotated[str, typer.Option(help="the demonstrations")],
     preferences: Annotated[str, typer.Option(help="the comparisons")],
     source: Annotated[str, typer.Option(help="where the data come from")],
@@ -47,11 +64,12 @@ def main(
     """Write the report and print its table."""
     files.claim(out)
     evaluated: Metrics = {name: files.read_json(metrics / "eval" / f"{name}.json") for name in CHECKPOINTS}
-    safety: Metrics = {name: files.read_json(metrics / "safety" / f"{name}.json") for name in CHECKPOINTS}
+    scores: Metrics = {name: files.read_json(metrics / "safety" / f"{name}.json") for name in CHECKPOINTS}
+    changes = [safety.changes(*(pq.read_table(tables / f"{name}.parquet") for name in step)) for step in STEPS]
     trained = {name: files.read_json(metrics / f"{name}.json") for name in ("sft", "dpo")}
     sampled = {role: files.read_json(metrics / "sample" / f"{role}.json") for role in ("demonstrations", "comparisons")}
     names = labels(base, data, preferences)
-    table = _table(names, evaluated, safety)
+    table = _table(names, evaluated, scores)
     paragraphs = [
         f"# {data} → {preferences}",
         _setting(base, source, seed),
@@ -59,14 +77,17 @@ def main(
         *_warnings(base, source, evaluated),
         _rows(data, preferences, sampled),
         _training(trained),
-        _groups(names, safety),
+        _groups(names, scores, source, plots / "safety.svg", out),
+        _changes(names, changes),
         origins(base, raw),
     ]
     files.write_text(out, "\n\n".join(paragraphs) + "\n")
     with files.whole(plots) as folder:
         folder.mkdir()
         files.write_text(folder / "benchmarks.csv", _benchmark_plot(evaluated))
-        files.write_text(folder / "safety.csv", _safety_plot(safety))
+        points = safety_points(names, scores)
+        files.write_text(folder / "safety.csv", _csv(points))
+        files.write_text(folder / "safety.svg", figures.svg(template, points, "Safety by group"))
     print(f"\n{table}\n\nfull report: {out}")
     print("answers to eight prompts: data/eval/*.answers.jsonl; per item: data/eval/*.parquet, data/safety/*.parquet")
 
@@ -114,7 +135,7 @@ def _markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def _table(names: dict[str, str], evaluated: Metrics, safety: Metrics) -> str:
+def _table(names: dict[str, str], evaluated: Metrics, scores: Metrics) -> str:
     """Benchmarks in percent, safety between 0 and 1: one column a checkpoint, each figure with its interval."""
     rows = [["", *names.values(), "n"]]
     for task, name in _tasks(evaluated).items():
@@ -123,8 +144,8 @@ def _table(names: dict[str, str], evaluated: Metrics, safety: Metrics) -> str:
             [f"{TITLES.get(task, task)} {name.rpartition('.')[2]}", *cells, str(evaluated["base"][f"{name}_n"])]
         )
     for name, title in SAFETY.items():
-        cells = [share(safety[checkpoint], name, 1, 3) for checkpoint in CHECKPOINTS]
-        rows.append([title, *cells, str(safety["base"]["sentences.scored"])])
+        cells = [share(scores[checkpoint], name, 1, 3) for checkpoint in CHECKPOINTS]
+        rows.append([title, *cells, str(scores["base"]["sentences.scored"])])
     return _markdown(rows)
 
 
@@ -156,10 +177,10 @@ def _warnings(base: Path, source: str, evaluated: Metrics) -> list[str]:
 
 def _rows(data: str, preferences: str, sampled: Metrics) -> str:
     rows = [["", "read", "trained", "held out", "not needed", "dropped"]]
-    for name, figures in zip((data, preferences), sampled.values(), strict=True):
-        dropped = {key.removeprefix("dropped."): n for key, n in figures.items() if key.startswith("dropped.") and n}
+    for name, counted in zip((data, preferences), sampled.values(), strict=True):
+        dropped = {key.removeprefix("dropped."): n for key, n in counted.items() if key.startswith("dropped.") and n}
         reasons = ", ".join(f"{n} {cause}" for cause, n in sorted(dropped.items(), key=lambda item: -item[1]))
-        counts = [str(figures[f"rows.{key}"]) for key in ("read", "kept", "heldout", "not_needed")]
+        counts = [str(counted[f"rows.{key}"]) for key in ("read", "kept", "heldout", "not_needed")]
         rows.append([name, *counts, reasons or "none"])
     return "## Rows\n\n" + _markdown(rows)
 
@@ -183,19 +204,71 @@ def _training(trained: Metrics) -> str:
     return "## Training\n\n" + _markdown(rows)
 
 
-def group_names(safety: Metrics) -> list[str]:
+def group_names(scores: Metrics) -> list[str]:
     """The groups of the sentence file, in a fixed order."""
-    found = {name.removesuffix(".harmful") for name in safety["base"] if name.endswith(".harmful")}
+    found = {name.removesuffix(".harmful") for name in scores["base"] if name.endswith(".harmful")}
     return sorted(found)
 
 
-def _groups(names: dict[str, str], safety: Metrics) -> str:
-    rows = [["group (AUC by length)", *names.values(), "harmful", "benign"]]
-    for group in group_names(safety):
-        cells = [share(safety[checkpoint], f"{group}.auc_len", 1, 3) for checkpoint in CHECKPOINTS]
-        counts = [str(safety["base"][f"{group}.{side}"]) for side in ("harmful", "benign")]
-        rows.append([group, *cells, *counts])
-    return "## Safety by group\n\n" + _markdown(rows)
+def _groups(names: dict[str, str], scores: Metrics, source: str, figure: Path, out: Path) -> str:
+    """The primary measure by group, the published score beside its null, and the figure of both."""
+    rows = [["AUC by length", *names.values(), "harmful", "benign"]]
+    published = [["published score (its null)", *names.values()]]
+    for group in [*group_names(scores), safety.AVERAGE]:
+        counts = [str(scores["base"].get(f"{group}.{side}", "")) for side in ("harmful", "benign")]
+        rows.append([group, *(share(scores[name], f"{group}.auc_len", 1, 3) for name in CHECKPOINTS), *counts])
+        published.append([group, *(_beside_null(scores[name], group) for name in CHECKPOINTS)])
+    paragraphs = [
+        "## Safety by group",
+        *([] if source == "mini" else [HATEFUL]),
+        f"![Safety by group: both measures with their intervals, beside chance]({figure.relative_to(out.parent)})",
+        _markdown(rows),
+        BAND,
+        PUBLISHED,
+        _markdown(published),
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def _beside_null(found: dict[str, Any], group: str) -> str:
+    score = found[f"{group}.score"]
+    return "–" if score is None else f"{score:.3f} ({cell(found, f'{group}.null', 1, 3)})"
+
+
+def _changes(names: dict[str, str], changes: list[safety.Changes]) -> str:
+    """What each training stage changed in the primary measure, corrected over all that is looked at here."""
+    groups = list(changes[0].groups)
+    family = [change.p for step in changes for change in step.groups.values()]
+    adjusted = iter(contrasts.holm(family))
+    counted = sum(not math.isnan(p) for p in family)
+    columns = []
+    for (before, after), step in zip(STEPS, changes, strict=True):
+        cells = [_change(change, counted, next(adjusted)) for change in step.groups.values()]
+        columns.append([f"{names[before]} → {names[after]}", *cells, _change(step.average, 1, step.average.p)])
+    table = [list(row) for row in zip(["change of AUC by length", *groups, safety.AVERAGE], *columns, strict=True)]
+    uneven = [
+        f"{names[after]}: χ²({step.uneven.degrees}) = {step.uneven.chi2:.1f}, p = {step.uneven.p:.2g}"
+        for (_, after), step in zip(STEPS, changes, strict=True)
+        if not math.isnan(step.uneven.p)
+    ]
+    told = (
+        f"Paired over the same sentences, clustered by text. p by Holm over the {counted} changes of groups in this "
+        "table, the average's as it stands; MDE is the smallest true change that would be found with a chance of 80 %. "
+        "One seed each: these checkpoints differ or do not; nothing is said about a dataset."
+    )
+    even = "Whether groups changed unevenly: " + ("; ".join(uneven) if uneven else "not defined") + "."
+    return "\n\n".join(["## Safety: what training changed", _markdown(table), told, even])
+
+
+def _change(change: safety.Change, family: int, p: float) -> str:
+    estimate = change.estimate
+    if math.isnan(change.p):
+        return "–"
+    if not estimate.se:
+        return "0: no pair of sentences changed its order"
+    least = contrasts.detectable(estimate.se, estimate.n - 1, family)
+    interval = f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
+    return f"{interval}, p {p:.2g}, MDE {least:.4f}"
 
 
 def origins(base: Path, raw: Path) -> str:
@@ -220,14 +293,27 @@ def _benchmark_plot(evaluated: Metrics) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _safety_plot(safety: Metrics) -> str:
-    measures = ("score", "auc", "auc_len")
-    lines = ["group,checkpoint,row," + ",".join(measures)]
-    for group in [*group_names(safety), "average"]:
-        for checkpoint in CHECKPOINTS:
-            values = ["" if v is None else str(v) for v in (safety[checkpoint][f"{group}.{m}"] for m in measures)]
-            lines.append(",".join([group, checkpoint, f"{group} {checkpoint}", *values]))
-    return "\n".join(lines) + "\n"
+def safety_points(names: dict[str, str], scores: Metrics) -> list[dict[str, Any]]:
+    """One point for each group, checkpoint and measure, with its interval, and chance with its own."""
+    points = []
+    for group in [*group_names(scores), safety.AVERAGE]:
+        for checkpoint, name in names.items():
+            found = scores[checkpoint]
+            for title, measure, null in (("AUC by length", "auc_len", None), ("published score", "score", "null")):
+                point: dict[str, Any] = {"group": group, "checkpoint": name, "measure": title}
+                for end in ("", "_low", "_high"):
+                    point[f"value{end}"] = found.get(f"{group}.{measure}{end}")
+                    point[f"null{end}"] = found.get(f"{group}.null{end}") if null else (None if end else 0.5)
+                points.append(point)
+    return points
+
+
+def _csv(points: list[dict[str, Any]]) -> str:
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, list(points[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(points)
+    return lines.getvalue()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from alignment import command, files, likelihood, models, safety
+from alignment import command, files, likelihood, models, perplexity, safety, sentences
 from alignment.chat import Text
 from alignment.models import Dtype
 
@@ -30,27 +30,27 @@ def main(
     first = likelihood.processes(device).is_main_process
     if first:
         files.claim(out)
-    sentences = safety.read(safety.source(raw))
-    chosen = safety.choose(sentences, limit, item_seed)
+    read = sentences.read(sentences.source(raw))
+    chosen = sentences.choose(read, limit, item_seed)
     text = Text(models.tokenizer(base))
-    rows = safety.tokens(text, chosen)
+    rows = perplexity.tokens(text, chosen)
     model = models.load(base, checkpoint, dtype, device)
-    values = safety.log_perplexities(model, rows, token_budget)
+    values = perplexity.log_perplexities(model, rows, token_budget)
     if not first:
         return
 
-    table = safety.table(chosen, [max(len(row) - 1, 0) for row in rows], values)
-    scores = safety.scores(table)
+    table = perplexity.table(chosen, [max(len(row) - 1, 0) for row in rows], values)
+    scores = safety.scores(table, item_seed)
     unscored = values.count(None)
     counts = {
-        "sentences.read": len(sentences),
-        "sentences.not_chosen": len(sentences) - len(chosen),
+        "sentences.read": len(read),
+        "sentences.not_chosen": len(read) - len(chosen),
         "sentences.unscored": unscored,
         "sentences.scored": len(chosen) - unscored,
     }
     files.write_parquet(out, table)
     files.write_json(metrics, {**counts, "bos": bool(text.bos), **scores})
-    print(f"{len(chosen) - unscored} sentences of {len(sentences)} scored, average auc_len {scores['average.auc_len']}")
+    print(f"{len(chosen) - unscored} sentences of {len(read)} scored, average auc_len {scores['average.auc_len']}")
 
 
 if __name__ == "__main__":

@@ -127,8 +127,10 @@ def measure(folder: Path) -> None:
         )
     report.main(
         folder / "metrics",
+        folder / "data/safety",
         folder / "models/base",
         folder / "data/raw",
+        ROOT / "alignment/groups.json",
         folder / "metrics/report.md",
         folder / "metrics/plots",
         data=TINY["data"],

@@ -1,0 +1,108 @@
+"""Differences: t against scipy, Holm by its definition, the test over groups, seeds beside items."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from alignment import contrasts, stats
+from alignment.contrasts import Seeds
+from alignment.stats import Estimate, Statistic
+
+
+def figures(groups: int, rows: int = 300, seed: int = 0, value: float = 0.0) -> tuple[list[Statistic], np.ndarray]:
+    """Means over overlapping groups of rows, some of which are one cluster."""
+    generator = np.random.default_rng(seed)
+    x, clusters = generator.normal(size=rows) + value, generator.integers(rows * 4 // 5, size=rows)
+    found = []
+    for _ in range(groups):
+        members = generator.random(rows) < 0.6
+        mean = float(x[members].mean())
+        found.append(Statistic(mean, np.where(members, (x - mean) / members.sum(), 0.0), members))
+    return found, clusters
+
+
+def test_p_is_that_of_the_paired_t_test() -> None:
+    generator = np.random.default_rng(0)
+    before, after = generator.normal(size=40), generator.normal(0.3, size=40)
+    estimate = stats.of_mean(after - before)
+    assert contrasts.p_value(estimate, 39) == pytest.approx(reference.ttest_rel(after, before).pvalue, rel=1e-10)
+
+
+def test_no_difference_at_all_is_p_1_and_no_error_is_no_p() -> None:
+    assert contrasts.p_value(Estimate(0.0, 0.0, 0.0, 0.0, 9), 8) == 1.0
+    assert math.isnan(contrasts.p_value(Estimate(0.1, math.nan, math.nan, math.nan, 1), 0))
+    assert math.isnan(contrasts.p_value(Estimate(math.nan, math.nan, math.nan, math.nan, 0), 0))
+
+
+def test_holm_steps_down_in_order_of_p() -> None:
+    assert contrasts.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert contrasts.holm([0.5, 0.9]) == [1.0, 1.0]
+    adjusted = contrasts.holm([0.02, math.nan, 0.01])
+    assert math.isnan(adjusted[1]) and [adjusted[0], adjusted[2]] == pytest.approx([0.02, 0.02])
+    assert contrasts.holm([]) == []
+
+
+def test_the_least_effect_is_found_with_a_chance_of_80_percent() -> None:
+    least = contrasts.detectable(0.02, 50, 10)
+    beyond = reference.t.ppf(1 - 0.05 / 20, 50) * 0.02
+    assert least == pytest.approx(beyond + reference.t.ppf(0.8, 50) * 0.02)
+    assert least > contrasts.detectable(0.02, 50, 1)
+
+
+def test_the_covariance_has_the_squares_of_the_errors_on_its_diagonal() -> None:
+    found, clusters = figures(4)
+    errors = [each.estimate(clusters).se for each in found]
+    covariance = contrasts.covariance(found, clusters)
+    assert np.sqrt(np.diag(covariance)) == pytest.approx(errors, rel=1e-12)
+    assert np.linalg.eigvalsh(covariance).min() > -1e-15
+
+
+def test_two_groups_are_uneven_as_their_difference_says() -> None:
+    found, clusters = figures(2)
+    apart = Statistic(found[1].value - found[0].value, found[1].influence - found[0].influence, np.ones(300, bool))
+    covariance = contrasts.covariance(found, clusters)
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    result = contrasts.uneven(found, clusters)
+    assert (result.chi2, result.degrees) == (pytest.approx(apart.value**2 / variance), 1)
+    assert result.p == pytest.approx(reference.chi2.sf(result.chi2, 1))
+
+
+def test_a_change_that_is_the_same_everywhere_is_even() -> None:
+    found, clusters = figures(5)
+    moved = [Statistic(each.value + 7, each.influence, each.members) for each in found]
+    assert contrasts.uneven(moved, clusters).chi2 == pytest.approx(contrasts.uneven(found, clusters).chi2)
+
+
+@pytest.mark.parametrize("copies", [[0], [0, 0], []])
+def test_one_group_or_equal_groups_cannot_be_uneven(copies: list[int]) -> None:
+    found, clusters = figures(1)
+    result = contrasts.uneven([found[copy] for copy in copies], clusters)
+    assert math.isnan(result.chi2) and math.isnan(result.p)
+
+
+def test_seeds_are_pooled_over_variants() -> None:
+    runs = [[0.5, 0.7], [0.1, 0.2, 0.3], [0.9]]
+    pooled = Seeds.pooled(runs)
+    assert pooled == Seeds(pytest.approx((0.02 + 0.02) / 3), 3)
+    assert math.isnan(Seeds.pooled([[0.1], [0.2]]).variance) and Seeds.pooled([[0.1]]).degrees == 0
+
+
+def test_items_and_seeds_add_with_satterthwaite_s_degrees() -> None:
+    items = Estimate(0.05, 0.02, 0.0, 0.0, 100)
+    found, degrees = contrasts.seeded(items, 99, Seeds(0.0003, 8), [3, 3])
+    variance = 0.02**2 + 0.0003 * 2 / 3
+    assert found.se == pytest.approx(math.sqrt(variance))
+    assert degrees == pytest.approx(variance**2 / (0.02**4 / 99 + 0.0002**2 / 8))
+    assert (found.low, found.high) == pytest.approx(reference.t.interval(0.95, degrees, 0.05, found.se))
+
+
+def test_a_base_has_no_seed_and_one_seed_gives_no_error() -> None:
+    items = Estimate(0.05, 0.02, 0.0, 0.0, 100)
+    trained, _ = contrasts.seeded(items, 99, Seeds(0.0003, 8), [3])
+    assert trained.se == pytest.approx(math.sqrt(0.02**2 + 0.0001))
+    untrained, degrees = contrasts.seeded(items, 99, Seeds(math.nan, 0), [])
+    assert (untrained.se, degrees) == (pytest.approx(0.02), 99)
+    single, degrees = contrasts.seeded(items, 99, Seeds(math.nan, 0), [1, 1])
+    assert math.isnan(single.se) and degrees == 0 and math.isnan(contrasts.p_value(single, degrees))
