@@ -1,4 +1,5 @@
-"""Our log-likelihoods against lm-eval's own Hugging Face class, item by item, both through `simple_evaluate`.
+"""Our log-likelihoods against lm-eval's own Hugging Face class, item by item, both through `simple_evaluate`; and our
+perplexities against SafeNLP's loop, sentence by sentence.
 
 In: a base model's folder and a source of real records. Out: a table in Markdown, and the items on which the two differ.
 Exit code 1 where they differ by more than the tolerance.
@@ -7,17 +8,22 @@ Exit code 1 where they differ by more than the tolerance.
 import math
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignment import command, evaluation, models
+from alignment import command, evaluation, models, perplexity, sentences
 from alignment.benchmarks import BENCHMARKS
+from alignment.chat import Text
 from alignment.models import Dtype
 from benchmarks import peers
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 RELATIVE, ABSOLUTE = 1e-4, 5e-4  # a summed log-probability is within one of them
 MC2 = 1e-4
+PERPLEXITY = 5e-5  # relative
 JUDGED = 64  # requests a task that float64 is asked about
 
 HEADER = (
@@ -47,9 +53,23 @@ def main(
             line, found = _compare(task, mine, peer, ours, exact)
             print(line, flush=True)
             wrong += found
+        wrong += _safety(model, Text(tokenizer), folder / "safety", items, token_budget)
     print("\n" + ("\n".join(wrong) or "no item differs beyond the tolerance, in its choice or in its outcome"))
     if any(not line.startswith("tie") for line in wrong):
         raise SystemExit(1)
+
+
+def _safety(model: "PreTrainedModel", text: Text, folder: Path, wanted: int, token_budget: int) -> list[str]:
+    """Perplexities of some safety sentences, each beside what SafeNLP's loop gives."""
+    chosen = sentences.choose(sentences.read(sentences.source(folder)), wanted, 0)
+    rows = [row for row in perplexity.tokens(text, chosen) if len(row) > 1]
+    ours = perplexity.log_perplexities(model, rows, token_budget)
+    pairs = zip(ours, peers.safenlp(model, rows), strict=True)
+    apart = [abs(math.expm1(one - other)) for one, other in pairs if one is not None]
+    print(
+        f"\nsafety: {len(rows)} sentences, perplexities at most {max(apart):.1e} apart (relative) from SafeNLP's loop"
+    )
+    return [f"safety: a perplexity {d:.2g} apart" for d in apart if d > PERPLEXITY]
 
 
 def _run(lm: Any, parts: list[evaluation.Part], folder: Path, cache: Path) -> list[dict[str, Any]]:
