@@ -128,12 +128,10 @@ def seeded(items: Estimate, degrees: float, seeds: Seeds, runs: Sequence[int]) -
         The estimate, and its degrees of freedom. Without a second run there is no error: items alone would reject far
         too often, and no verdict can be given.
     """
-    drawn = seeds.variance * sum(1 / count for count in runs) if runs else 0.0
     if runs and not seeds.degrees:
         return stats.interval(items.value, math.nan, items.n, 0), 0
-    within = items.se**2
-    total = within + drawn
-    if not drawn or not total:
-        return stats.interval(items.value, math.sqrt(total), items.n, degrees), degrees
-    freedom = total**2 / (within**2 / degrees + drawn**2 / seeds.degrees)
+    drawn = seeds.variance * sum(1 / count for count in runs) if runs else 0.0
+    parts = [(variance, of) for variance, of in ((items.se**2, degrees), (drawn, seeds.degrees)) if variance]
+    total = sum(variance for variance, _ in parts)
+    freedom = total**2 / sum(variance**2 / of for variance, of in parts) if parts else degrees
     return stats.interval(items.value, math.sqrt(total), items.n, freedom), freedom

@@ -170,13 +170,13 @@ REAL: list[tuple[str, Role, dict[str, int]]] = [
     (
         "lima",
         Role.demonstrations,
-        {"rows.read": 1029, "rows.kept": 958, "rows.heldout": 57, "dropped.contaminated": 14}
+        {"rows.read": 1029, "rows.kept": 973, "rows.heldout": 42, "dropped.contaminated": 14}
         | {"contaminated.hellaswag": 12, "contaminated.arc_challenge": 1, "contaminated.mmlu": 1},
     ),
     (
         "orca",
         Role.demonstrations,
-        {"rows.read": 384, "rows.kept": 365, "rows.heldout": 17, "dropped.contaminated": 2}
+        {"rows.read": 384, "rows.kept": 362, "rows.heldout": 20, "dropped.contaminated": 2}
         | {"contaminated.hellaswag": 1, "contaminated.mmlu": 1},
     ),
     (
