@@ -64,12 +64,15 @@ def main(
 
     points = [
         {"experiment": experiment, "x": x, "figure": title, "value": metrics[f"average.{name}"]}
-        for experiment, found in (("random perplexities", spread), ("one model, other temperatures", heated))
+        for experiment, found in (
+            ("random perplexities, by spread in nats", spread),
+            ("one model, by temperature", heated),
+        )
         for x, metrics in found.items()
         for name, title in FIGURES.items()
     ]
     template = Path(__file__).with_suffix(".json")
-    files.write_text(out, figures.svg(template, points, "No preference changes; the published score does"))
+    files.write_text(out, figures.svg(template, points, "Spread alone moves the published score"))
 
 
 def _random(table: Any, count: int, spread: float) -> dict[str, Any]:
