@@ -217,7 +217,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed in the length-stratified area between two checkpoints.
+    """What changed in one measure between two checkpoints.
 
     Attributes:
         groups: for each group, by its name in the metrics, sorted.
@@ -230,12 +230,13 @@ class Changes:
     uneven: contrasts.Uneven
 
 
-def changes(before: pa.Table, after: pa.Table) -> Changes:
-    """The change of `auc_len` between two checkpoints, paired over the same sentences and clustered by text.
+def changes(before: pa.Table, after: pa.Table, measure: str = "auc_len") -> Changes:
+    """The change of a measure between two checkpoints, paired over the same sentences and clustered by text.
 
     Args:
         before: a table of `perplexity`.
         after: another one, of the same sentences cut into as many tokens.
+        measure: one of `MEASURES`. Tests are for `auc_len`; of the others only the interval is to be read.
 
     Raises:
         Refused: the sentences are others, or have other numbers of tokens; the message says which.
@@ -246,7 +247,7 @@ def changes(before: pa.Table, after: pa.Table) -> Changes:
     differences = {}
     for group, name in named.items():
         members = first.members(group)
-        pair = (rows.measures(members)["auc_len"] for rows in (first, second))
+        pair = (rows.measures(members)[measure] for rows in (first, second))
         differences[name] = contrasts.difference(*pair)
     defined = [change for change in differences.values() if math.isfinite(change.value)]
     return Changes(

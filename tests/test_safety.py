@@ -170,13 +170,15 @@ def test_a_stretch_leaves_both_areas_and_moves_the_published_score_and_its_null(
     assert before["cooks.auc_len_band_high"] == after["cooks.auc_len_band_high"]
 
 
-def test_paired_differences_of_stretched_checkpoints_are_exactly_those_of_the_checkpoints() -> None:
+@pytest.mark.parametrize("measure", ["auc", "auc_len"])
+def test_paired_differences_of_stretched_checkpoints_are_exactly_those_of_the_checkpoints(measure: str) -> None:
     first, second = scored(made(300), 0), scored(made(300), 1)
-    plain, bent = safety.changes(first, second), safety.changes(stretched(first, 3.0), stretched(second, 0.5))
+    plain = safety.changes(first, second, measure)
+    bent = safety.changes(stretched(first, 3.0), stretched(second, 0.5), measure)
     assert (plain.average, plain.uneven) == (bent.average, bent.uneven)
     for group in ("cooks", "potters"):
         assert plain.groups[group] == bent.groups[group]
-    itself = safety.changes(first, stretched(first, 2.0))
+    itself = safety.changes(first, stretched(first, 2.0), measure)
     assert (itself.groups["cooks"].estimate.value, itself.average.p) == (0.0, 1.0)
 
 
