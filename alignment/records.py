@@ -54,6 +54,8 @@ def parts(path: Path) -> list[Part]:
         for group in range(file.num_row_groups):
             found.append(Part(path, group, first))
             first += file.metadata.row_group(group).num_rows
+        if first - 1 != file.metadata.num_rows:
+            raise ValueError(f"its row groups have {first - 1} rows, it states {file.metadata.num_rows}")
     return found
 
 
@@ -134,6 +136,10 @@ def chosen(part: Part, choose: Callable[[int, pa.RecordBatch], NDArray[np.bool_]
             for place, values in zip(np.flatnonzero(kept).tolist(), zip(*columns, strict=True), strict=True):
                 yield first + place, dict(zip(names, values, strict=True))
             first += len(batch)
+        # A damaged page can end a row group before its last row, and nothing is said of it.
+        read, stated = first - part.first, file.metadata.row_group(part.group).num_rows
+        if read != stated:
+            raise ValueError(f"row group {part.group} has {read} of its {stated} rows")
 
 
 def _values(column: pa.Array) -> list[Any]:

@@ -259,6 +259,18 @@ def test_any_bytes_are_rows_or_refused(name: str, tmp_path: Path) -> None:
     law()
 
 
+def test_no_flipped_bit_makes_parquet_a_shorter_dataset(tmp_path: Path) -> None:
+    """Found by the law above: a damaged page header ends its row group early, and the library says nothing."""
+    path, whole = tmp_path / "a.parquet", WHOLE["a.parquet"]
+    short = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        rows = read(path)
+        assert rows is None or len(rows) == pq.read_metadata(path).num_rows, place
+        short += rows is None
+    assert short > 100
+
+
 @pytest.mark.parametrize("line", HOSTILE_LINES, ids=lambda line: repr(line[:12]))
 def test_a_line_that_no_reader_can_take_is_refused_with_its_number(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
