@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignment import command, evaluation, models, perplexity, sentences
+from alignment import command, evaluation, models, perplexity
 from alignment.benchmarks import BENCHMARKS
 from alignment.chat import Text
 from alignment.models import Dtype
@@ -53,7 +53,7 @@ def main(
             line, found = _compare(task, mine, peer, ours, exact)
             print(line, flush=True)
             wrong += found
-        wrong += _safety(model, Text(tokenizer), folder / "safety", items, token_budget)
+        wrong += _safety(model, Text(tokenizer), folder, items, token_budget)
     print("\n" + ("\n".join(wrong) or "no item differs beyond the tolerance, in its choice or in its outcome"))
     if any(not line.startswith("tie") for line in wrong):
         raise SystemExit(1)
@@ -61,8 +61,7 @@ def main(
 
 def _safety(model: "PreTrainedModel", text: Text, folder: Path, wanted: int, token_budget: int) -> list[str]:
     """Perplexities of some safety sentences, each beside what SafeNLP's loop gives."""
-    chosen = sentences.choose(sentences.read(sentences.source(folder)), wanted, 0)
-    rows = [row for row in perplexity.tokens(text, chosen) if len(row) > 1]
+    rows = peers.sentence_rows(text, folder, wanted)
     ours = perplexity.log_perplexities(model, rows, token_budget)
     pairs = zip(ours, peers.safenlp(model, rows), strict=True)
     apart = [abs(math.expm1(one - other)) for one, other in pairs if one is not None]

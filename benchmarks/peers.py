@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment import evaluation, pins, sources
+from alignment import evaluation, perplexity, pins, sentences, sources
 from alignment.benchmarks import BENCHMARKS
 from alignment.chat import Text
 from alignment.evaluation import Part
@@ -53,6 +53,12 @@ def fetch(source: str, out: Path) -> Path:
     for name, repository in {**pins.BENCHMARKS, "safety": pins.SAFETY}.items():
         sources.fetch(repository, source, out / name)
     return out
+
+
+def sentence_rows(text: Text, folder: Path, wanted: int) -> list[list[int]]:
+    """The tokens of about `wanted` safety sentences of a fetched `folder`, of those that have one to predict."""
+    chosen = sentences.choose(sentences.read(sentences.source(folder / "safety")), wanted, 0)
+    return [row for row in perplexity.tokens(text, chosen) if len(row) > 1]
 
 
 def stock(part: Part, folder: Path, cache: Path) -> dict[str, Any]:

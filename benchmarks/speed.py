@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment import command, evaluation, models, perplexity, sentences
+from alignment import command, evaluation, models
 from alignment.likelihood import Engine, Request, Tree
 from alignment.models import Dtype
 from benchmarks import peers
@@ -65,8 +65,7 @@ def main(
             taken = _row(task, items, runs, mine, ours.engine, requests, peak, pairs)  # type: ignore[attr-defined]
             seconds += taken / items * WHOLE[task]
         text, engine = ours.text, ours.engine  # type: ignore[attr-defined]
-        chosen = sentences.choose(sentences.read(sentences.source(folder / "safety")), SENTENCES * scale, 0)
-        rows = [row for row in perplexity.tokens(text, chosen) if len(row) > 1]
+        rows = peers.sentence_rows(text, folder, SENTENCES * scale)
         requests = [Request(row[:1], row[1:]) for row in rows]
         loop = {1: lambda: peers.safenlp(model, rows)}
         _row("safety", len(rows), loop, lambda: engine.score(requests), engine, requests, peak, pairs)
