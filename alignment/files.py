@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+UNFINISHED = 16
+
 _claims: dict[Path, int] = {}  # open file descriptors: the system lets go of a lock when its process ends
 
 
@@ -112,13 +114,22 @@ def share(value: Any, key: str) -> float:
 def unfinished(state: Path, made_from: dict[str, Any]) -> Path:
     """The folder for what a stage has done so far, named for all that it depends on: its inputs, parameters and code.
 
+    Of runs that were killed and never taken up again, the ones touched last are kept, `UNFINISHED` a stage.
+
     Args:
         state: a folder outside the stage's outputs, which a killed run leaves behind.
         made_from: the stage's name as `stage`, and every input and parameter.
     """
-    house = Path(__file__).parent.parent
-    code = [*sorted((house / "alignment").glob("*.py")), house / "stages" / f"{made_from['stage']}.py"]
-    return state / f"{made_from['stage']}-{digest([made_from, [sha256(path) for path in code]])}"
+    house, stage = Path(__file__).parent.parent, made_from["stage"]
+    code = [*sorted((house / "alignment").glob("*.py")), house / "stages" / f"{stage}.py"]
+    folder = state / f"{stage}-{digest([made_from, [sha256(path) for path in code]])}"
+    others = sorted(
+        (path for path in state.glob(f"{stage}-*") if path != folder), key=lambda path: path.stat().st_mtime
+    )
+    for path in others[: 1 - UNFINISHED]:
+        print(f"{path.name} in {state}, an unfinished run with other inputs: removed", flush=True)
+        shutil.rmtree(path, ignore_errors=True)
+    return folder
 
 
 def _flush(path: Path) -> None:

@@ -5,6 +5,7 @@ In: folders of safetensors and a tokenizer. Out: models, and adapter folders tha
 
 from enum import StrEnum
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,13 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Quantization(StrEnum):
+    """How a base model's weights are kept while an adapter on it is trained."""
+
+    none = "none"
+    nf4 = "nf4"
+
+
 def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer that lies in a model's folder."""
     from transformers import AutoTokenizer
@@ -32,23 +40,65 @@ def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def load_base(folder: Path, dtype: Dtype, device: str) -> "PreTrainedModel":
-    """The base model, in evaluation mode: safetensors only, no remote code."""
+def load_base(
+    folder: Path, dtype: Dtype, device: str, quantization: Quantization = Quantization.none
+) -> "PreTrainedModel":
+    """The base model, in evaluation mode: safetensors only, no remote code.
+
+    Args:
+        folder: the model's.
+        dtype: precision of weights and arithmetic; of arithmetic alone where weights are quantised.
+        device: cpu or cuda.
+        quantization: `nf4` keeps the weights of linear layers in 4 bits, as QLoRA does (Dettmers et al. 2023).
+
+    Raises:
+        Refused: bitsandbytes, which quantises, is not installed.
+    """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=str(dtype), attn_implementation="sdpa", use_safetensors=True, local_files_only=True
+        folder,
+        dtype=str(dtype),
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        local_files_only=True,
+        **_nf4(dtype, device) if quantization is Quantization.nf4 else {},
     )
-    return model.to(device).eval()
+    return (model if quantization is Quantization.nf4 else model.to(device)).eval()
 
 
-def load(base: Path, checkpoint: Path, dtype: Dtype, device: str, trainable: bool = False) -> "PreTrainedModel":
+def _nf4(dtype: Dtype, device: str) -> dict[str, Any]:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not find_spec("bitsandbytes"):
+        raise Refused(
+            "quantization nf4 needs bitsandbytes, which is not installed; run "
+            "`.venv/bin/pip install bitsandbytes==0.50.2`, or set `quantization: none` in params.yaml"
+        )
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def load(
+    base: Path,
+    checkpoint: Path,
+    dtype: Dtype,
+    device: str,
+    trainable: bool = False,
+    quantization: Quantization = Quantization.none,
+) -> "PreTrainedModel":
     """The model of a checkpoint, in evaluation mode: the base itself, or the base with the adapter in `checkpoint`.
 
     Raises:
         Refused: the adapter was trained on another base, or changes nothing.
     """
-    model = load_base(base, dtype, device)
+    model = load_base(base, dtype, device, quantization)
     if checkpoint == base:
         return model
     from peft import PeftModel

@@ -40,10 +40,10 @@ class Estimate:
     high: float
     n: int
 
-    def flat(self, name: str) -> dict[str, float | int | None]:
-        """Metrics `name`, `name_se`, `name_low`, `name_high`, `name_n`, rounded to `DIGITS`; null where undefined."""
+    def flat(self, name: str, digits: int = DIGITS) -> dict[str, float | int | None]:
+        """Metrics `name`, `name_se`, `name_low`, `name_high`, `name_n`, rounded; null where undefined."""
         figures = {"": self.value, "_se": self.se, "_low": self.low, "_high": self.high}
-        rounded = {f"{name}{k}": round(v, DIGITS) if math.isfinite(v) else None for k, v in figures.items()}
+        rounded = {f"{name}{k}": round(v, digits) if math.isfinite(v) else None for k, v in figures.items()}
         return {**rounded, f"{name}_n": self.n}
 
 

@@ -1,4 +1,4 @@
-"""What SFT and DPO share: rows as tokens, the Trainer's settings, checks before the first step, resuming, metrics.
+"""What SFT and DPO share: rows as tokens, the Trainer's settings, checks before the first step, the run, its figures.
 
 In: a Parquet file of examples, a model. Out: a trained adapter, its curve, its held-out figures.
 
@@ -6,25 +6,26 @@ Checkpoints lie in a state folder outside the stage's outputs, under a name made
 run that was killed goes on from the last whole one and ends with the bytes of an undisturbed run.
 """
 
+import contextlib
 import math
-import shutil
-from collections.abc import Iterator, Sequence
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from alignment import files
+from alignment import files, likelihood, schedule
 from alignment.chat import IGNORED, Chat
 from alignment.command import Refused
 from alignment.models import Dtype
+from alignment.schedule import Budget
 
 if TYPE_CHECKING:
     import torch
-    from transformers import Trainer
-
-SEAL = "whole.json"  # in a checkpoint that was written to its end: the SHA-256 of each of its files
 
 
 @dataclass(frozen=True)
@@ -33,58 +34,105 @@ class Settings:
 
     Attributes:
         learning_rate: the peak, reached after warm-up and followed by a cosine to zero.
+        budget: whether `epochs` and `batch` or `tokens` and `steps` say how long training is.
         epochs: passes over the training rows.
         batch: rows an optimiser step, over all devices.
-        per_device_batch: rows a forward pass; gradients accumulate up to `batch`.
+        tokens: trained tokens of the whole run.
+        steps: optimiser steps.
+        per_device_batch: rows a forward pass, at most; gradients accumulate over the passes of a step.
         warmup: the share of steps before the peak.
         seed: order and dropout.
         checkpoint_steps: steps between checkpoints.
+        gradient_checkpointing: whether activations are computed again in the backward pass, which saves memory.
+        dtype: precision.
+        device: cpu or cuda.
     """
 
     learning_rate: float
+    budget: Budget
     epochs: int
     batch: int
+    tokens: int
+    steps: int
     per_device_batch: int
     warmup: float
     seed: int
     checkpoint_steps: int
+    gradient_checkpointing: bool
+    dtype: Dtype
+    device: str
 
-    def arguments(self, dtype: Dtype, device: str, checkpoints: Path, rows: int) -> dict[str, Any]:
+    def plan(self, names: Sequence[str], lengths: Sequence[int], trained: Sequence[int]) -> "Plan":
+        """What is trained on, step by step.
+
+        Args:
+            names: the ids of the rows.
+            lengths: tokens of each row, of its longer side where it has two.
+            trained: how many tokens of each row are trained.
+
+        Raises:
+            Refused: as `schedule.by_tokens`.
+        """
+        if self.budget is Budget.epochs:
+            steps = schedule.by_epochs(len(names), self.epochs, self.batch, self.seed)
+        else:
+            steps = schedule.by_tokens(trained, self.tokens, self.steps, self.seed)
+        return Plan(names, lengths, trained, steps, self.per_device_batch)
+
+    def arguments(self, checkpoints: Path, steps: int) -> dict[str, Any]:
         """Keyword arguments of `transformers.TrainingArguments`.
 
         Args:
-            rows: training rows, from which the number of warm-up steps follows.
-
-        Raises:
-            Refused: `batch` is no multiple of `per_device_batch`.
+            checkpoints: the folder for them.
+            steps: optimiser steps, from which the number of warm-up steps follows.
         """
-        accumulate, rest = divmod(self.batch, self.per_device_batch)
-        if rest:
-            raise Refused(
-                f"the batch of {self.batch} rows is no multiple of per_device_batch {self.per_device_batch}; "
-                "change one of them in params.yaml"
-            )
-        steps = math.ceil(rows / self.batch) * self.epochs
         return {
             "output_dir": str(checkpoints),
             "learning_rate": self.learning_rate,
             "lr_scheduler_type": "cosine",
             "warmup_steps": math.ceil(steps * self.warmup),
-            "num_train_epochs": self.epochs,
-            "per_device_train_batch_size": self.per_device_batch,
-            "gradient_accumulation_steps": accumulate,
+            "num_train_epochs": 1,  # all passes are in the plan
             "seed": self.seed,
             "full_determinism": True,
-            "use_cpu": device == "cpu",
-            "bf16": dtype is Dtype.bfloat16,
-            "gradient_checkpointing": False,
+            "use_cpu": self.device == "cpu",
+            "bf16": self.dtype is Dtype.bfloat16,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "ddp_find_unused_parameters": False,
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
             "save_steps": self.checkpoint_steps,
             "save_total_limit": 2,
             "report_to": [],
-            "dataloader_pin_memory": device != "cpu",
         }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run: the rows of every optimiser step, and what is known of each row.
+
+    Attributes:
+        names: the ids of the rows.
+        lengths: tokens of each row, of its longer side where it has two.
+        trained: trained tokens of each row.
+        steps: row numbers, by step.
+        per_device_batch: rows a forward pass, at most.
+    """
+
+    names: Sequence[str]
+    lengths: Sequence[int]
+    trained: Sequence[int]
+    steps: list[list[int]]
+    per_device_batch: int
+
+    def tokens(self, first: int = 0) -> int:
+        """The trained tokens of the steps from number `first` on."""
+        return sum(self.trained[row] for step in self.steps[first:] for row in step)
+
+    def amounts(self) -> dict[str, Any]:
+        """How much is trained, as metrics: rows, steps, passes over the rows, trained tokens."""
+        taken = sum(map(len, self.steps))
+        passes = round(taken / len(self.names), 4)
+        return {"rows": len(self.names), "steps": len(self.steps), "passes": passes, "tokens.trained": self.tokens()}
 
 
 def read(path: Path, split: str) -> list[dict[str, Any]]:
@@ -123,19 +171,49 @@ def check_tokens(chat: Chat, ids: str, input_ids: Sequence[int], trained: Sequen
         raise Refused(f"row {ids}: one BOS is wanted, at the start; found {len(found)} at {found[:5]}")
 
 
-def logps(model: Any, prompt_ids: list[int], reply_ids: list[int]) -> "torch.Tensor":
-    """Log-probabilities of a reply's tokens after a prompt, in float32.
+def check_batch(chat: Chat, names: Sequence[str], batch: dict[str, Any]) -> None:
+    """Check one real batch against law 8, as it goes into the model: what a collator masks is not trained.
+
+    Args:
+        names: the ids of its rows.
+        batch: `input_ids` and `attention_mask`, with SFT's `labels` or DPO's `completion_mask`, each of shape
+            (sequences, positions), padded at the end; DPO has the chosen sides first, then the rejected ones.
+
+    Raises:
+        Refused: as `check_tokens`, or padding is trained.
+    """
+    masks = batch["labels"] != IGNORED if "labels" in batch else batch["completion_mask"].bool()
+    for number, (ids, mask, real) in enumerate(zip(batch["input_ids"], masks, batch["attention_mask"], strict=True)):
+        length, name = int(real.sum()), names[number % len(names)]
+        if mask[length:].any():
+            raise Refused(f"row {name}: padding is trained")
+        check_tokens(chat, name, ids[:length].tolist(), mask[:length].tolist())
+
+
+def distributions(model: Any, prompt_ids: list[int], reply_ids: list[int]) -> "torch.Tensor":
+    """Log-probabilities of the whole vocabulary at each token of a reply, in float32.
 
     Returns:
-        A tensor of shape (len(reply_ids),), in nats.
+        A tensor of shape (len(reply_ids), vocabulary), in nats.
     """
     import torch
 
     ids = torch.tensor([prompt_ids + reply_ids], device=model.device)
     with torch.no_grad():
         logits = model(input_ids=ids, logits_to_keep=len(reply_ids) + 1, use_cache=False).logits[0, :-1]
-    kept = torch.log_softmax(logits.float(), dim=-1)
-    return kept.gather(1, ids[0, len(prompt_ids) :, None])[:, 0]
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def chosen(distributions: "torch.Tensor", ids: list[int]) -> "torch.Tensor":
+    """The log-probabilities of one token a row of `distributions`, of shape (len(ids),)."""
+    import torch
+
+    return distributions.gather(1, torch.tensor(ids, device=distributions.device)[:, None])[:, 0]
+
+
+def logps(model: Any, prompt_ids: list[int], reply_ids: list[int]) -> "torch.Tensor":
+    """Log-probabilities of a reply's tokens after a prompt, of shape (len(reply_ids),), in nats and float32."""
+    return chosen(distributions(model, prompt_ids, reply_ids), reply_ids)
 
 
 def trained_logps(model: Any, row: dict[str, list[int]]) -> "torch.Tensor":
@@ -150,91 +228,224 @@ def trained_logps(model: Any, row: dict[str, list[int]]) -> "torch.Tensor":
     return logps(model, row["input_ids"][:1], row["input_ids"][1:])[trained.to(model.device)]
 
 
-class StopAtNonFinite:
-    """A mixin for a Trainer: a loss that is not a number stops the run and names the step and the rows.
+class Planned:
+    """A mixin for TRL's trainers, whose batches it takes from a plan: one batch is a whole optimiser step.
+
+    The loss is TRL's. A loss that is no number stops the run and names the step and the rows.
 
     Attributes:
-        row_names: the ids of the training rows, in their order.
+        plan: of the run.
+        means_of_rows: whether TRL's loss of a forward pass is a mean over its rows, as DPO's is, and not a sum that
+            is divided by the trained tokens of the whole step, as SFT's is.
     """
 
-    row_names: Sequence[str]
+    plan: Plan
+    means_of_rows: bool
+    weight = 1.0  # of the forward pass under way
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
-        """The Trainer's own loss, checked.
+    def get_train_dataloader(self) -> Any:
+        """The steps, in order."""
+        from torch.utils.data import DataLoader
+
+        whole = _Steps(self)
+        return DataLoader(whole, batch_size=1, shuffle=False, collate_fn=lambda steps: steps[0])  # type: ignore[arg-type]
+
+    def step(self, number: int) -> "Step":
+        """A step's forward passes, as this process makes them."""
+        processes, rank = self.args.world_size, self.args.process_index  # type: ignore[attr-defined]
+        rows = self.plan.steps[number]
+        passes = []
+        for part in schedule.forward_passes(rows, self.plan.lengths, self.plan.per_device_batch, processes):
+            # Where rows do not go round, a process without one computes another's, and makes nothing of it.
+            mine = part[rank::processes]
+            batch = self.data_collator([self.train_dataset[row] for row in mine or part[:1]])  # type: ignore[attr-defined]
+            weight = len(mine) / len(rows) * processes if self.means_of_rows else float(bool(mine))
+            passes.append(Pass(mine, batch, weight, len(part) / len(rows)))
+        return Step(passes, sum(self.plan.trained[row] for row in rows))
+
+    def get_batch_samples(self, steps: Any, *_: Any) -> "tuple[list[Step], int]":
+        """The next step, and its trained tokens over all processes."""
+        step = next(steps)
+        return [step], step.trained
+
+    def floating_point_ops(self, _: Any) -> int:
+        """Not counted; `benchmarks.training` does."""
+        return 0
+
+    def training_step(self, model: Any, step: "Step", trained: int) -> "torch.Tensor":  # type: ignore[return]
+        """The forward and backward passes of one optimiser step.
+
+        Returns:
+            The step's loss, which is that of all its rows together.
 
         Raises:
             Refused: the loss is NaN or infinite.
         """
-        result = super().compute_loss(model, inputs, *args, **options)  # type: ignore[misc]
-        loss = float((result[0] if isinstance(result, tuple) else result).detach())
-        if not math.isfinite(loss):
-            step, rows = self.state.global_step + 1, ", ".join(self._rows_of(inputs))  # type: ignore[attr-defined]
-            raise Refused(
-                f"the loss is {loss} at step {step}, in the rows {rows}.\n"
-                "lower the learning rate in params.yaml, or look at these rows in data/sampled/ by their id"
-            )
-        return result
+        losses = []
+        for number, part in enumerate(step.passes, start=1):
+            self.weight = part.weight
+            waits = number < len(step.passes)
+            with self.accelerator.no_sync(model) if waits else contextlib.nullcontext():  # type: ignore[attr-defined]
+                losses.append(super().training_step(model, part.batch, trained))  # type: ignore[misc]
+        found = [float(loss) for loss in losses]
+        for part, loss in zip(step.passes, found, strict=True):
+            if not math.isfinite(loss):
+                at, rows = self.state.global_step + 1, ", ".join(self.plan.names[row] for row in part.rows)  # type: ignore[attr-defined]
+                raise Refused(
+                    f"the loss is {loss} at step {at}, in the rows {rows}.\n"
+                    "lower the learning rate in params.yaml, or look at these rows in data/sampled/ by their id"
+                )
+        for values in self._metrics["train"].values():  # type: ignore[attr-defined]
+            if len(values) == len(step.passes):  # TRL would take the plain mean, though passes have unlike many rows
+                values[:] = [sum(part.share * value for part, value in zip(step.passes, values, strict=True))]
+        total: torch.Tensor = sum(losses)
+        return total
 
-    def _rows_of(self, inputs: dict[str, Any]) -> list[str]:
-        padded = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True)
-        batch = {tuple(row[: sum(mask)]) for row, mask in padded}
-        rows = zip(self.row_names, self.train_dataset, strict=True)  # type: ignore[attr-defined]
-        return [name for name, row in rows if batch & set(_sequences(row))]
+    def compute_loss(self, *args: Any, **options: Any) -> Any:
+        """TRL's loss of a forward pass, weighted so that the passes of a step add up to the loss of all its rows."""
+        return super().compute_loss(*args, **options) * self.weight  # type: ignore[misc]
 
 
-def _sequences(row: dict[str, list[int]]) -> Iterator[tuple[int, ...]]:
-    if "input_ids" in row:
-        yield tuple(row["input_ids"])
-    else:
-        yield tuple(row["prompt_ids"] + row["chosen_ids"])
-        yield tuple(row["prompt_ids"] + row["rejected_ids"])
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of a trainer, as what a `DataLoader` reads."""
+
+    trainer: Planned
+
+    def __len__(self) -> int:
+        return len(self.trainer.plan.steps)
+
+    def __getitem__(self, number: int) -> "Step":
+        return self.trainer.step(number)
 
 
-def run(trainer: "Trainer", rows: int) -> None:
-    """Train to the end, from the last whole checkpoint in `output_dir` if there is one.
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of one process.
+
+    Attributes:
+        rows: this process's row numbers; none where it only keeps the others company.
+        batch: what TRL's collator makes of them.
+        weight: of its loss, in this process.
+        share: how much of the step the pass is, over all processes.
+    """
+
+    rows: list[int]
+    batch: dict[str, Any]
+    weight: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: its forward passes in this process, and its trained tokens over all processes."""
+
+    passes: list[Pass]
+    trained: int
+
+
+def check(trainer: Any, chat: Chat, rows: int) -> None:
+    """Check what reached the trainer, before a step is spent.
 
     Args:
-        trainer: a Trainer whose `output_dir` is named for all that the run depends on.
+        trainer: a `Planned` trainer.
+        chat: whose tokens the rows are.
         rows: how many rows the trainer must have: none may be lost on the way.
 
     Raises:
-        Refused: the trainer has another number of rows.
+        Refused: the trainer has another number of rows, or its first batch breaks law 8.
     """
-    from transformers import TrainerCallback
-
-    class Seal(TrainerCallback):
-        """Marks a checkpoint as whole after its last file."""
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            files.write_json(folder / SEAL, _hashes(folder))
-
-    found = len(trainer.train_dataset)  # type: ignore[arg-type]
+    found = len(trainer.train_dataset)
     if found != rows:
         raise Refused(f"{rows} rows were sampled and {found} reached the trainer; none may be lost on the way")
-    last = last_checkpoint(Path(trainer.args.output_dir))  # type: ignore[arg-type]
+    for part in trainer.step(0).passes:
+        if part.rows:  # several processes, and no row for this one
+            check_batch(chat, [trainer.plan.names[row] for row in part.rows], part.batch)
+
+
+def run(trainer: Any, curves: dict[str, str]) -> None:
+    """Train to the end, from the last whole checkpoint in `output_dir` if there is one.
+
+    Args:
+        trainer: a `Planned` trainer whose `output_dir` is named for all that the run depends on.
+        curves: as `write_curve` takes them.
+
+    Raises:
+        Refused: the loss is no number.
+        SystemExit: a signal asked for the end; there is a checkpoint.
+    """
+    from alignment import checkpoints
+
+    say = trainer.accelerator.print
+    folder, stop = Path(trainer.args.output_dir), checkpoints.Stop(trainer.accelerator)
+    with trainer.accelerator.main_process_first():
+        last = checkpoints.last(folder)
     if last:
-        print(f"resuming from {last.name}: an earlier run with the same inputs was interrupted", flush=True)
-    trainer.add_callback(Seal())
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+        say(f"resuming from {last.name}: an earlier run with the same inputs was interrupted")
+    if trainer.args.device.type == "cuda":
+        say("deterministic kernels: the same bytes on this GPU, driver and libraries; on others, other last digits")
+    say(f"{len(trainer.plan.steps)} steps; the curve so far: {folder / 'curve.csv'}")
+    for callback in (checkpoints.Seal(trainer.accelerator), checkpoints.Curve(folder / "curve.csv", curves), stop):
+        trainer.add_callback(callback)
+    start = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    finally:
+        stop.restore()
+    stop.end(trainer.state)
+    first = int(last.name.rpartition("-")[2]) if last else 0
+    say(_speed(trainer.plan, first, time.monotonic() - start))
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint whose files are all there and unchanged; the others are removed, saying so."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    while found:
-        checkpoint = found.pop()
-        seal = checkpoint / SEAL
-        if seal.is_file() and files.read_json(seal) == _hashes(checkpoint):
-            return checkpoint
-        print(f"{checkpoint.name} was not written to its end: removed", flush=True)
-        shutil.rmtree(checkpoint)
-    return None
+def _speed(plan: Plan, first: int, seconds: float) -> str:
+    """Tokens/s and peak memory, for the log: no metric repeats to the byte that holds them."""
+    import torch
+
+    tokens = plan.tokens(first)
+    # Kilobytes, but for macOS.
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated()
+    return (
+        f"{len(plan.steps) - first} steps, {tokens} trained tokens in {seconds:.0f} s: "
+        f"{tokens / seconds:.0f} tokens/s; peak memory {memory / 1e9:.1f} GB"
+    )
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
-    return {path.relative_to(folder).as_posix(): files.sha256(path) for path in paths}
+def over(rows: Sequence[Any], compute: Callable[[Any], Any], label: str) -> list[Any]:
+    """`compute` of each row, dealt to the processes and gathered in the order of rows on each."""
+    from accelerate.utils import gather_object
+    from tqdm import tqdm
+
+    world = likelihood.processes()
+    # As many rows in each process, since the weights of a model may be dealt to them too.
+    rounds = range(
+        world.process_index, math.ceil(len(rows) / world.num_processes) * world.num_processes, world.num_processes
+    )
+    bar = tqdm(rounds, desc=label, unit="row", disable=not world.is_main_process)
+    found = dict(gather_object([(number % len(rows), compute(rows[number % len(rows)])) for number in bar]))
+    return [found[number] for number in range(len(rows))]
+
+
+def score_trained_positions_only() -> None:
+    """Have TRL's head leave out prompts and padding on every device, as it does on those with Triton.
+
+    Elsewhere it computes all positions and throws the rest away: half of the work of a small model's head, or more.
+    """
+    from trl.trainer import utils
+
+    utils._use_triton = lambda device: True  # there it says this and nothing else
+
+
+def keep_float32(model: Any) -> None:
+    """Undo what TRL does on a quantised base: it rounds the adapter to bfloat16, but not the reference's copy of it."""
+    import torch
+
+    weights: dict[str, Any] = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if weight.requires_grad and weight.dtype is not torch.float32:
+            copied = weights.get(name.replace(".default.", ".ref."), weight)
+            weight.data = copied.data.float().clone()
 
 
 def curve(history: list[dict[str, float]], name: str) -> list[float]:

@@ -4,10 +4,13 @@ In: a base model's folder (or a shape with random weights) and a source of real 
 second, the share of them that is padding, the share of the machine's measured peak, peak memory.
 """
 
+import gc
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +20,14 @@ import typer
 from alignment import command, corpora, models, records, scan, sources, training
 from alignment.chat import Chat, Template
 from alignment.corpora import Refusal
+from alignment.models import Dtype
+from alignment.schedule import Budget
 from benchmarks import speed
 from stages import dpo, sft
 
 HEADER = (
-    "| work | trainer | tokens/s | padding | share of peak | peak memory, GB |\n"
-    "| --- | --- | ---: | ---: | ---: | ---: |"
+    "| work | trainer | tokens/s | ours is faster by (lowest to highest) | padding | share of peak | GPU memory, GB |\n"
+    "| --- | --- | ---: | --- | ---: | ---: | ---: |"
 )
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
 
@@ -33,10 +38,12 @@ def main(
     shape: speed.Shape,
     dtype: speed.Precision,
     device: speed.Device,
-    steps: Annotated[int, typer.Option(help="optimiser steps; the first is not timed", min=2)],
+    steps: Annotated[int, typer.Option(help="optimiser steps", min=1)],
     batch: Annotated[int, typer.Option(help="rows an optimiser step, of both", min=1)],
     per_device_batch: Annotated[int, typer.Option(help="rows a forward pass, of ours", min=1)],
     max_tokens: Annotated[int, typer.Option(help="longer rows are left out", min=1)],
+    token_budget: Annotated[int, typer.Option(help="tokens a forward pass of our reference", min=1)],
+    pairs: Annotated[int, typer.Option(help="interleaved runs of each", min=1)],
 ) -> None:
     """Time SFT on LIMA and DPO on HH-RLHF."""
     chat = Chat(models.tokenizer(base), Template.chatml)
@@ -45,133 +52,185 @@ def main(
     print(f"\n{name}, {dtype}, {device}, batch {batch}, rows of at most {max_tokens} tokens, "
           f"measured peak of matrix products {peak / 1e9:.0f} GFLOP/s\n\n{HEADER}", flush=True)  # fmt: skip
 
-    settings = training.Settings(1e-4, 1, batch, per_device_batch, 0.0, 0, steps)
     with tempfile.TemporaryDirectory() as scratch:
-        ours = settings.arguments(dtype, device, Path(scratch) / "state", steps * batch) | {"save_strategy": "no"}
-        plain = defaults(ours, batch)
-        for work, make in (("sft", sft_trainer), ("dpo", dpo_trainer)):
+        state = Path(scratch) / "state"
+        settings = training.Settings(
+            learning_rate=1e-4, budget=Budget.epochs, epochs=1, batch=batch, tokens=1, steps=1,
+            per_device_batch=per_device_batch, warmup=0.0, seed=0, checkpoint_steps=steps + 1,
+            gradient_checkpointing=False, dtype=dtype, device=device,
+        )  # fmt: skip
+        plain = defaults(settings.arguments(state, steps), batch)
+        for work in ("sft", "dpo"):
             data = rows(chat, work, source, Path(scratch) / work, steps * batch, max_tokens)
-            peers = {"ours": (True, ours), "TRL": (False, plain)}
-            peers["TRL, no checkpointing"] = (False, plain | {"gradient_checkpointing": False})
-            for name, (is_ours, arguments) in peers.items():
-                model = speed.load(base, shape, len(chat.tokenizer), dtype, device)
-                measured = measure(partial(make, model, chat, data, arguments, is_ours))
-                del model  # before the next one needs its memory
-                print(line(work, name, *measured, peak), flush=True)
+            makers = {
+                "ours": partial(ours, work, chat, data, settings, state, token_budget),
+                "TRL": partial(peer, work, chat, data, plain),
+                "TRL, no checkpointing": partial(peer, work, chat, data, plain | {"gradient_checkpointing": False}),
+            }
+            runs: dict[str, list[Measured]] = {name: [] for name in makers}
+            for _ in range(pairs):
+                for name, make in makers.items():
+                    model = speed.load(base, shape, len(chat.tokenizer), dtype, device)
+                    runs[name].append(measure(partial(make, model)))
+                    del model
+                    release()
+            for name, found in runs.items():
+                print(line(work, name, found, runs["ours"], peak), flush=True)
 
 
-def defaults(ours: dict[str, Any], batch: int) -> dict[str, Any]:
+def release() -> None:
+    """Let go of a run's memory before the next one needs it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def defaults(held_equal: dict[str, Any], batch: int) -> dict[str, Any]:
     """TRL's own settings, but for what the comparison holds equal."""
-    kept = ("output_dir", "learning_rate", "num_train_epochs", "use_cpu", "bf16", "report_to", "save_strategy", "seed")
+    kept = ("output_dir", "learning_rate", "num_train_epochs", "use_cpu", "bf16", "report_to", "seed")
     size = math.gcd(8, batch)  # TRL's default of 8 rows a forward pass
     sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": batch // size}
-    return {name: ours[name] for name in kept} | sizes
+    return {name: held_equal[name] for name in kept} | sizes | {"save_strategy": "no"}
 
 
-def rows(chat: Chat, work: str, source: str, raw: Path, count: int, max_tokens: int) -> list[dict[str, list[int]]]:
+def rows(chat: Chat, work: str, source: str, raw: Path, count: int, max_tokens: int) -> list[dict[str, Any]]:
     """So many real rows as tokens, in the order of their files."""
     corpus = corpora.load("lima" if work == "sft" else "hh")
     parse = corpus.demonstration if work == "sft" else corpus.comparison
     sources.fetch(corpus.SOURCE, source, raw)
-    found: list[dict[str, list[int]]] = []
+    found: list[dict[str, Any]] = []
     for path in scan.paths(raw):
         for _, raw_row in records.rows(path):
             example = parse(raw_row)
             if isinstance(example, Refusal):
                 continue
-            row = chat.demonstration(example["messages"]) if work == "sft" else chat.comparison(example)
-            if max(map(len, training._sequences(row))) <= max_tokens:
-                found.append(row)
+            if sum(chat.lengths(example)[:2]) > max_tokens or sum(chat.lengths(example)[::2]) > max_tokens:
+                continue
+            found += (sft if work == "sft" else dpo).encode(chat, [{"id": str(len(found)), **example}])
             if len(found) == count:
                 return found
     raise SystemExit(f"{source} has {len(found)} rows for {work} of at most {max_tokens} tokens, {count} are wanted")
 
 
-def sft_trainer(model: Any, chat: Chat, data: list[dict[str, list[int]]], arguments: dict[str, Any], ours: bool) -> Any:
-    """Our stage's trainer, or TRL's with the same tokens."""
-    names = [str(number) for number in range(len(data))]
-    if ours:
-        return sft._trainer(model, chat, data, names, LORA, arguments)
+def policy_of(model: Any) -> Any:
+    """What DPO starts from: an adapter with random weights, which changes what the model says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    return get_peft_model(model, LoraConfig(**LORA, init_lora_weights=False, task_type="CAUSAL_LM"))
+
+
+def ours(
+    work: str,
+    chat: Chat,
+    data: list[dict[str, Any]],
+    settings: training.Settings,
+    state: Path,
+    token_budget: int,
+    model: Any,
+) -> Any:
+    """Our stage's trainer; what DPO computes before its first step is part of its time."""
+    if work == "sft":
+        return sft._trainer(model, chat, data, LORA, settings, state)
+    policy, rows = policy_of(model), [dict(row) for row in data]
+    start = time.perf_counter()
+    if settings.dtype is Dtype.float32:
+        dpo.add_reference(rows, policy, token_budget, state / "reference.json")
+        (state / "reference.json").unlink()
+    trainer = dpo._trainer(policy, chat, rows, 0.1, dpo.Loss.sigmoid, settings, state)
+    trainer.seconds_before = time.perf_counter() - start
+    return trainer
+
+
+def peer(work: str, chat: Chat, data: list[dict[str, Any]], arguments: dict[str, Any], model: Any) -> Any:
+    """TRL's trainer with the same tokens, and its head as it is."""
     from datasets import Dataset
     from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
-
-    return SFTTrainer(
-        model=model,
-        args=SFTConfig(**arguments),
-        train_dataset=Dataset.from_list(data),
-        processing_class=chat.tokenizer,
-        peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM"),
-    )
-
-
-def dpo_trainer(model: Any, chat: Chat, data: list[dict[str, list[int]]], arguments: dict[str, Any], ours: bool) -> Any:
-    """Our stage's trainer, or TRL's with the same tokens, both from an adapter with random weights."""
-    from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
-    from trl import DPOConfig, DPOTrainer
-
-    policy = get_peft_model(model, LoraConfig(**LORA, init_lora_weights=False, task_type="CAUSAL_LM"))
-    names = [str(number) for number in range(len(data))]
-    if ours:
-        return dpo._trainer(policy, chat, data, names, 0.1, dpo.Loss.sigmoid, arguments)
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     class Ready(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
-    return Ready(
-        model=policy,
-        args=DPOConfig(**arguments),
-        train_dataset=Dataset.from_list(data),
-        processing_class=chat.tokenizer,
-    )
+    given: dict[str, Any] = {
+        "train_dataset": Dataset.from_list(data).remove_columns("id"),
+        "processing_class": chat.tokenizer,
+    }
+    if work == "sft":
+        lora = LoraConfig(**LORA, task_type="CAUSAL_LM")
+        return SFTTrainer(model=model, args=SFTConfig(**arguments), peft_config=lora, **given)
+    return Ready(model=policy_of(model), args=DPOConfig(**arguments), **given)
 
 
-def measure(make: Callable[[], Any]) -> tuple[float, float, float, float]:
-    """Train and return tokens/s, the share of padding, FLOP/s, peak memory in GB; the first step is not timed."""
+@dataclass(frozen=True)
+class Measured:
+    """One run: its seconds, real tokens, the share of positions that were padding, FLOP, peak memory in bytes."""
+
+    seconds: float
+    tokens: int
+    padding: float
+    flops: float
+    memory: int
+
+
+def measure(make: Callable[[], Any]) -> Measured:
+    """Train to the end. Loading is not timed; what DPO computes before its first step is."""
     import torch
     from transformers import TrainerCallback
 
-    trainer = make()
-    seen: list[tuple[float, int, int, float]] = []  # after each step: time, tokens, positions, their squares
-    count = [0, 0, 0.0]
-
     class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seen.append((time.perf_counter(), int(count[0]), int(count[1]), count[2]))
+        seconds = 0.0
 
-    compute = trainer.compute_loss
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.seconds = -now()
 
-    def counted(model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
-        lengths = inputs["attention_mask"].sum(dim=1)
-        count[0] += int(lengths.sum())
-        count[1] += inputs["attention_mask"].numel()
-        count[2] += float((lengths.double() ** 2).sum())
-        return compute(model, inputs, *args, **options)
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if state.global_step == state.max_steps:
+                self.seconds += now()
 
-    trainer.compute_loss = counted
-    trainer.add_callback(Clock())
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    trainer, clock, batches = make(), Clock(), []
+    compute = trainer.compute_loss
+
+    def seen(model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        batches.append(inputs["attention_mask"])
+        return compute(model, inputs, *args, **options)
+
+    trainer.compute_loss = seen
+    trainer.add_callback(clock)
     trainer.train()
-    seconds, tokens, positions, squares = (b - a for a, b in zip(seen[0], seen[-1], strict=True))
-    config = trainer.model.config
+    lengths = torch.cat([mask.sum(dim=1) for mask in batches]).double()
+    positions = sum(mask.numel() for mask in batches)
+    tokens, config = int(lengths.sum()), trainer.model.config
     weights = sum(p.numel() for n, p in trainer.model.named_parameters() if "lora" not in n and "embed_tokens" not in n)
-    # forward and backward through the weights, without their gradients; causal attention three times
-    flops = 4 * weights * tokens + 6 * squares * config.hidden_size * config.num_hidden_layers
+    # Forward and backward through the weights, without their gradients; causal attention three times.
+    attention = 6 * float((lengths**2).sum()) * config.hidden_size * config.num_hidden_layers
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    del trainer
+    seconds = clock.seconds + getattr(trainer, "seconds_before", 0.0)
+    return Measured(seconds, tokens, 1 - tokens / positions, 4 * weights * tokens + attention, memory)
+
+
+def now() -> float:
+    """Seconds, after what a GPU still has to do."""
+    import torch
+
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return tokens / seconds, 1 - tokens / positions, flops / seconds, memory / 1e9
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
-def line(work: str, name: str, rate: float, padding: float, flops: float, memory: float, peak: float) -> str:
-    """One line of the table."""
-    return f"| {work} | {name} | {rate:.0f} | {padding:.0%} | {flops / peak:.0%} | {memory:.1f} |"
+def line(work: str, name: str, runs: list[Measured], ours: list[Measured], peak: float) -> str:
+    """One line of the table: medians, and the lowest and highest ratio of the pairs."""
+    ratios = sorted(theirs.seconds / mine.seconds for theirs, mine in zip(runs, ours, strict=True))
+    seconds, first = statistics.median(run.seconds for run in runs), runs[0]
+    ratio = f"×{statistics.median(ratios):.2f} (×{ratios[0]:.2f} to ×{ratios[-1]:.2f})" if runs is not ours else ""
+    share, memory = first.flops / seconds / peak, max(run.memory for run in runs) / 1e9
+    rate = f"{first.tokens / seconds:.0f}"
+    return f"| {work} | {name} | {rate} | {ratio} | {first.padding:.0%} | {share:.0%} | {memory:.1f} |"
 
 
 if __name__ == "__main__":

@@ -4,19 +4,22 @@ In: the base model, the SFT adapter, sampled comparisons.
 Out: one adapter on the base with its tokenizer and lineage, its metrics, its curves.
 """
 
+import contextlib
 import math
 import shutil
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from tqdm import tqdm
 
-from alignment import command, files, models, stats, training
+from alignment import command, files, likelihood, models, stats, training
 from alignment.chat import Chat, Template
 from alignment.command import Refused
-from alignment.models import Dtype
+from alignment.models import Dtype, Quantization
+from alignment.schedule import Budget
 
 CURVES = {
     "loss": "loss",
@@ -45,20 +48,31 @@ def main(
     beta: Annotated[float, typer.Option(help="how strongly the policy is held to its reference", min=0)],
     loss: Annotated[Loss, typer.Option(help="the loss")],
     learning_rate: Annotated[float, typer.Option(help="peak learning rate", min=0)],
-    epochs: Annotated[int, typer.Option(help="passes over the rows", min=1)],
-    batch: Annotated[int, typer.Option(help="comparisons an optimiser step, over all devices", min=1)],
+    budget: Annotated[Budget, typer.Option(help="what says how long training is")],
+    epochs: Annotated[int, typer.Option(help="budget epochs: passes over the rows", min=1)],
+    batch: Annotated[int, typer.Option(help="budget epochs: comparisons an optimiser step, over all devices", min=1)],
+    tokens: Annotated[int, typer.Option(help="budget tokens: tokens of replies in the whole run", min=1)],
+    steps: Annotated[int, typer.Option(help="budget tokens: optimiser steps", min=1)],
     warmup: Annotated[float, typer.Option(help="share of steps before the peak", min=0, max=1)],
     checkpoint_steps: Annotated[int, typer.Option(help="steps between checkpoints", min=1)],
-    per_device_batch: Annotated[int, typer.Option(help="comparisons a forward pass", min=1)],
+    gradient_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")],
+    per_device_batch: Annotated[int, typer.Option(help="comparisons a forward pass, at most", min=1)],
+    token_budget: Annotated[int, typer.Option(help="tokens a forward pass of the reference, padding included", min=1)],
     template: Annotated[Template, typer.Option(help="the chat template")],
-    seed: Annotated[int, typer.Option(help="order and dropout")],
+    seed: Annotated[int, typer.Option(help="the order of rows")],
     dtype: Annotated[Dtype, typer.Option(help="precision")],
     device: Annotated[str, typer.Option(help="cpu or cuda")],
+    quantization: Annotated[Quantization, typer.Option(help="of the base's weights while training")],
     state: Annotated[Path, typer.Option(help="folder for checkpoints, outside the outputs")],
 ) -> None:
     """Train the SFT policy on comparisons."""
-    files.claim(out)
-    settings = training.Settings(learning_rate, epochs, batch, per_device_batch, warmup, seed, checkpoint_steps)
+    first = likelihood.processes(device).is_main_process
+    if first:
+        files.claim(out)
+    settings = training.Settings(
+        learning_rate, budget, epochs, batch, tokens, steps, per_device_batch, warmup, seed, checkpoint_steps,
+        gradient_checkpointing, dtype, device,
+    )  # fmt: skip
     made_from = {
         "stage": "dpo",
         "base": models.identity(base),
@@ -69,32 +83,33 @@ def main(
             "beta": beta,
             "loss": loss,
             "template": template,
-            "dtype": dtype,
-            "device": device,
+            "quantization": quantization,
         },
         "versions": models.versions(),
     }
     chat = Chat(models.tokenizer(base), template)
     train, held = (training.read(comparisons, split) for split in ("train", "heldout"))
     rows, held_rows = encode(chat, train), encode(chat, held)
-    policy = models.load(base, sft, dtype, device, trainable=True)
+    policy = models.load(base, sft, dtype, device, trainable=True, quantization=quantization)
     checkpoints = files.unfinished(state, made_from)
-    arguments = settings.arguments(dtype, device, checkpoints, len(rows))
-    first = rows[:2]
-    sft_logps = reply_logps(policy.eval(), first)
-    trainer = _trainer(policy, chat, rows, [row["id"] for row in train], beta, loss, arguments)
-    check_start(trainer, first, sft_logps, loss)
-    training.run(trainer, len(rows))
+    some = rows[:2]
+    sft_logps = reply_logps(policy.eval(), some)
+    if dtype is Dtype.float32 and quantization is Quantization.none:
+        add_reference(rows, policy, token_budget, checkpoints / "reference.json")
+    trainer = _trainer(policy, chat, rows, beta, loss, settings, checkpoints)
+    training.check(trainer, chat, len(rows))
+    check_start(trainer, some, sft_logps, loss, beta)
+    training.run(trainer, CURVES)
     figures = heldout(trainer.model.eval(), held_rows, beta)
+    if not first:
+        return
 
     models.save_adapter(trainer.model, chat.tokenizer, base, out, made_from)
     training.write_curve(curve, trainer.state.log_history, CURVES)
     files.write_json(
         metrics,
         {
-            "rows": len(rows),
-            "steps": trainer.state.global_step,
-            "tokens.trained": epochs * sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows),
+            **trainer.plan.amounts(),
             **stats.of_mean(training.curve(trainer.state.log_history, "loss")).flat("loss.train"),
             **figures,
             "heldout.rows": len(held_rows),
@@ -103,19 +118,50 @@ def main(
     shutil.rmtree(checkpoints)
 
 
-def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
-    """Comparisons as `prompt_ids`, `chosen_ids` and `rejected_ids`, each side checked against law 8."""
+def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Comparisons as `id`, `prompt_ids`, `chosen_ids` and `rejected_ids`, each side checked against law 8."""
     rows = []
     for example in tqdm(examples, desc="tokens", unit="row"):
         row = chat.comparison(example)  # type: ignore[arg-type]
         for side in ("chosen_ids", "rejected_ids"):
             trained = [False] * len(row["prompt_ids"]) + [True] * len(row[side])
             training.check_tokens(chat, example["id"], row["prompt_ids"] + row[side], trained)
-        rows.append(row)
+        rows.append({"id": example["id"], **row})
     return rows
 
 
-def reply_logps(model: Any, rows: list[dict[str, list[int]]]) -> list[tuple[float, float]]:
+def plan_of(rows: list[dict[str, Any]], settings: training.Settings) -> training.Plan:
+    """The run over encoded comparisons; trained tokens are those of both replies."""
+    sides = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    lengths = [len(row["prompt_ids"]) + max(side) for row, side in zip(rows, sides, strict=True)]
+    return settings.plan([row["id"] for row in rows], lengths, [sum(side) for side in sides])
+
+
+def add_reference(rows: list[dict[str, Any]], sft: Any, token_budget: int, kept: Path) -> None:
+    """Add `ref_chosen_logps` and `ref_rejected_logps` to each row, computed once for all passes over them.
+
+    The scoring engine computes a prompt once for both replies. That is exact in float32 alone: in bfloat16, and on a
+    quantised base, the reference is taken in each step instead, from the policy's own batch, so that rounding cancels.
+
+    Args:
+        sft: the SFT policy, as it was loaded.
+        kept: where a run that is killed finds them again.
+    """
+    first = likelihood.processes().is_main_process
+    if not kept.exists():
+        sides = [(row["prompt_ids"], row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
+        scores = likelihood.Engine(sft, token_budget).score(
+            [likelihood.Request(*side) for side in sides], [n // 2 for n in range(len(sides))], "reference", "row"
+        )
+        if first:
+            files.write_json(kept, [score.loglikelihood for score in scores])
+    likelihood.processes().wait_for_everyone()
+    logps = files.read_json(kept)
+    for row, chosen, rejected in zip(rows, logps[::2], logps[1::2], strict=True):
+        row |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+
+def reply_logps(model: Any, rows: list[dict[str, Any]]) -> list[tuple[float, float]]:
     """Summed log-probabilities of the chosen and the rejected reply of each row, in nats."""
     return [
         (
@@ -126,29 +172,32 @@ def reply_logps(model: Any, rows: list[dict[str, list[int]]]) -> list[tuple[floa
     ]
 
 
-def reference_logps(model: Any, rows: list[dict[str, list[int]]]) -> list[tuple[float, float]]:
-    """The same under the frozen reference, the adapter that TRL calls `ref`."""
+@contextlib.contextmanager
+def reference(model: Any) -> Iterator[None]:
+    """Have the frozen reference speak, the adapter that TRL calls `ref`."""
     model.set_adapter("ref", inference_mode=True)
     try:
-        return reply_logps(model, rows)
+        yield
     finally:
         model.set_adapter("default")
 
 
 def check_start(
-    trainer: Any, rows: list[dict[str, list[int]]], sft_logps: list[tuple[float, float]], loss: Loss
+    trainer: Any, rows: list[dict[str, Any]], sft_logps: list[tuple[float, float]], loss: Loss, beta: float
 ) -> None:
     """Check DPO's starting point on real rows, before a step is spent.
 
-    The policy and its reference are the SFT policy, so rewards are zero and the sigmoid loss is ln 2. That alone
-    proves nothing: it also holds when the SFT adapter was lost and both are the base. So the reference must also give
-    the log-probabilities that the SFT policy gave when it was loaded, and others than the base's.
+    The policy and its reference are the SFT policy, so rewards are zero and the loss is that of no preference, ln 2
+    for the sigmoid. That alone proves nothing: it also holds when the SFT adapter was lost and both are the base. So
+    the reference must also give the log-probabilities that the SFT policy gave when it was loaded, and others than the
+    base's.
 
     Args:
         trainer: the DPO trainer, before training.
         rows: a few encoded training rows.
         sft_logps: their log-probabilities under the SFT policy as it was loaded, before the trainer had it.
-        loss: which loss the trainer has; ln 2 holds for the sigmoid.
+        loss: which loss the trainer has.
+        beta: its β.
 
     Raises:
         Refused: naming which of these does not hold.
@@ -159,8 +208,13 @@ def check_start(
     generator = torch.get_rng_state()
     with model.disable_adapter():
         base = reply_logps(model, rows)
-    reference, policy = reference_logps(model, rows), reply_logps(model, rows)
-    tolerance = 1e-4 if model.dtype == torch.float32 else 1e-2
+    with reference(model):
+        references = [reply_logps(model, rows)]
+    if "ref_chosen_logps" in rows[0]:
+        references.append([(row["ref_chosen_logps"], row["ref_rejected_logps"]) for row in rows])
+    policy = reply_logps(model, rows)
+    exact = all(weights.dtype is torch.float32 for weights in model.parameters())
+    tolerance = 1e-4 if exact else 1e-2
     lengths = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
 
     def differ(one: list[tuple[float, float]], other: list[tuple[float, float]]) -> float:
@@ -170,69 +224,105 @@ def check_start(
 
     if differ(sft_logps, base) == 0:
         raise Refused("DPO: the SFT adapter changes nothing: the SFT policy gives the base's log-probabilities")
-    if (found := differ(reference, sft_logps)) > tolerance:
-        raise Refused(f"DPO: the reference is not the SFT policy: they differ by {found:.2g} nats a token")
-    if (found := differ(policy, sft_logps)) > tolerance:
-        raise Refused(f"DPO: the policy does not start at the SFT policy: they differ by {found:.2g} nats a token")
+    # Where the SFT policy is hardly another than the base, no tolerance tells them apart, but the nearer one does.
+    for name, logps in (*(("the reference", logps) for logps in references), ("the policy", policy)):
+        found, from_base = differ(logps, sft_logps), differ(logps, base)
+        if found > tolerance or found >= from_base:
+            raise Refused(
+                f"DPO: {name} is not the SFT policy: they differ by {found:.2g} nats a token, "
+                f"and {from_base:.2g} from the base"
+            )
+    wanted = {Loss.sigmoid: math.log(2), Loss.ipo: 1 / (4 * beta**2), Loss.hinge: 1.0}[loss]
     with torch.no_grad():
-        first = float(trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows))))
-    if loss is Loss.sigmoid and abs(first - math.log(2)) > tolerance * 10:
-        raise Refused(f"DPO: the loss before the first step is {first:.6f}, wanted ln 2 = {math.log(2):.6f}")
-    print(
-        f"step 0: loss {first:.6f}; the reference is the SFT policy, {differ(reference, base):.2g} nats from the base"
+        first = float(trainer.compute_loss(model, trainer._prepare_inputs(trainer.step(0).passes[0].batch)))
+    if abs(first - wanted) > 1e-3 * max(1.0, wanted):
+        raise Refused(
+            f"DPO: the {loss} loss before the first step is {first:.6f}, wanted {wanted:.6f}: rewards are not 0"
+        )
+    trainer.accelerator.print(
+        f"step 0: {loss} loss {first:.6f}, {wanted:.6f} without rewards; the reference is the SFT policy within "
+        f"{differ(references[-1], sft_logps):.1g} nats a token, and {differ(references[-1], base):.2g} from the base",
     )
     trainer._metrics["eval"].clear()
     torch.set_rng_state(generator)
     model.train()
 
 
-def heldout(model: Any, rows: list[dict[str, list[int]]], beta: float) -> dict[str, Any]:
-    """Held-out figures: how often the implicit reward prefers the chosen reply, and by how much.
+class Held(NamedTuple):
+    """One held-out row: what policy and reference say of both replies, in nats, and how far apart they are."""
+
+    policy: tuple[float, float]
+    reference: tuple[float, float]
+    kl: float
+
+
+def heldout(model: Any, rows: list[dict[str, Any]], beta: float) -> dict[str, Any]:
+    """Held-out figures: how often the implicit reward prefers the chosen reply, by how much, at which drift.
 
     `heldout.accuracy` is the share of rows whose chosen reply has the higher reward β·(log π − log π_ref), ties half;
-    it is ½ by definition before the first step. Log-probabilities are sums over a reply, in nats.
+    it is ½ by definition before the first step. Log-probabilities are sums over a reply, in nats. `heldout.kl` is the
+    divergence KL(π ‖ π_ref) of the next token, exact over the vocabulary, in nats a token: its mean over the tokens of
+    both replies, then over rows.
     """
-    progress = tqdm(rows, desc="held out", unit="row")
-    both = [(reply_logps(model, [row])[0], reference_logps(model, [row])[0]) for row in progress]
-    margins = [beta * ((policy[0] - ref[0]) - (policy[1] - ref[1])) for policy, ref in both]
+    found = training.over(rows, lambda row: _held(model, row), "held out")
+    margins = [beta * ((p[0] - ref[0]) - (p[1] - ref[1])) for p, ref, _ in found]
     return {
         **stats.of_mean([0.5 if margin == 0 else float(margin > 0) for margin in margins]).flat("heldout.accuracy"),
         **stats.of_mean(margins).flat("heldout.margin"),
-        **stats.of_mean([policy[0] for policy, _ in both]).flat("heldout.chosen_logps"),
-        **stats.of_mean([ref[0] for _, ref in both]).flat("heldout.chosen_logps_before"),
-        **stats.of_mean([policy[1] for policy, _ in both]).flat("heldout.rejected_logps"),
-        **stats.of_mean([ref[1] for _, ref in both]).flat("heldout.rejected_logps_before"),
+        **stats.of_mean([row.policy[0] for row in found]).flat("heldout.chosen_logps"),
+        **stats.of_mean([row.reference[0] for row in found]).flat("heldout.chosen_logps_before"),
+        **stats.of_mean([row.policy[1] for row in found]).flat("heldout.rejected_logps"),
+        **stats.of_mean([row.reference[1] for row in found]).flat("heldout.rejected_logps_before"),
+        **stats.of_mean([row.kl for row in found]).flat("heldout.kl", digits=6),
     }
+
+
+def _held(model: Any, row: dict[str, Any]) -> Held:
+    policy, before, divergences = [], [], []
+    for reply in (row["chosen_ids"], row["rejected_ids"]):
+        now = training.distributions(model, row["prompt_ids"], reply)
+        with reference(model):
+            then = training.distributions(model, row["prompt_ids"], reply)
+        policy.append(float(training.chosen(now, reply).sum()))
+        before.append(float(training.chosen(then, reply).sum()))
+        divergences += (now.exp() * (now - then)).sum(dim=-1).tolist()
+    return Held((policy[0], policy[1]), (before[0], before[1]), sum(divergences) / len(divergences))
 
 
 def _trainer(
     policy: Any,
     chat: Chat,
-    rows: list[dict[str, list[int]]],
-    names: list[str],
+    rows: list[dict[str, Any]],
     beta: float,
     loss: Loss,
-    arguments: dict[str, Any],
+    settings: training.Settings,
+    checkpoints: Path,
 ) -> Any:
     from datasets import Dataset
     from transformers import enable_full_determinism
     from trl import DPOConfig, DPOTrainer
 
-    class Trainer(training.StopAtNonFinite, DPOTrainer):
-        row_names = names
+    class Trainer(training.Planned, DPOTrainer):
+        plan = plan_of(rows, settings)
+        means_of_rows = True
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             """Rows arrive as tokens from `chat.py`; TRL tokenises and drops nothing."""
             return dataset
 
-    enable_full_determinism(arguments["seed"])
+    training.score_trained_positions_only()
+    enable_full_determinism(settings.seed)
+    arguments = settings.arguments(checkpoints, len(Trainer.plan.steps))
     # Neither `ref_model` nor `peft_config`: TRL then copies the loaded SFT adapter to a frozen one called `ref`.
-    return Trainer(
+    trainer = Trainer(
         model=policy,
         args=DPOConfig(**arguments, beta=beta, loss_type=[str(loss)], max_length=None),
         train_dataset=Dataset.from_list(rows),
         processing_class=chat.tokenizer,
     )
+    training.keep_float32(trainer.model)
+    trainer.precompute_ref_logps = "ref_chosen_logps" in rows[0]  # its own way of computing them is not ours
+    return trainer
 
 
 if __name__ == "__main__":

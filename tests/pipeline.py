@@ -7,7 +7,8 @@ import yaml
 
 from alignment.chat import Template
 from alignment.corpora import Role
-from alignment.models import Dtype
+from alignment.models import Dtype, Quantization
+from alignment.schedule import Budget
 from stages import dpo, eval, fetch, report, safety, sample, sft
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ def train_sft(folder: Path, out: Path | None = None, params: Params = TINY, **ch
         out / "models/sft",
         out / "metrics/sft.json",
         out / "metrics/curves/sft.csv",
-        **{**_computing(params), **params["sft"], "state": out / "state", **changes},
+        **{**_training(params, "sft"), "state": out / "state", **changes},
     )
 
 
@@ -82,15 +83,24 @@ def train_dpo(folder: Path, out: Path | None = None, params: Params = TINY, **ch
         out / "models/dpo",
         out / "metrics/dpo.json",
         out / "metrics/curves/dpo.csv",
-        **{**_computing(params), **params["dpo"], "loss": loss, "state": out / "state", **changes},
+        **{
+            **_training(params, "dpo"),
+            "loss": loss,
+            "token_budget": params["token_budget"],
+            "state": out / "state",
+            **changes,
+        },
     )
 
 
-def _computing(params: Params) -> Params:
+def _training(params: Params, stage: str) -> Params:
     return {
+        **params[stage],
+        "budget": Budget(params[stage]["budget"]),
         "template": Template(params["template"]),
         "device": params["device"],
         "dtype": Dtype(params["dtype"]),
+        "quantization": Quantization(params["quantization"]),
         "seed": params["seed"],
         "per_device_batch": params["per_device_batch"],
     }

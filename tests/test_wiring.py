@@ -87,7 +87,7 @@ def test_every_option_is_given_by_the_command(stages: dict[str, Any]) -> None:
         script = name.partition("@")[0]
         if script not in MAINS:
             continue
-        given = {word[2:] for word in shlex.split(stage.cmd) if word.startswith("--")}
+        given = {word[2:].removeprefix("no-") for word in shlex.split(stage.cmd) if word.startswith("--")}
         assert given == options(MAINS[script]), name
 
 
@@ -114,7 +114,7 @@ def keys(value: Any, prefix: str = "") -> set[str]:
     return {name for key, inner in value.items() for name in keys(inner, f"{prefix}.{key}")}
 
 
-@pytest.mark.parametrize("preset", ["paper", "tiny"])
+@pytest.mark.parametrize("preset", ["handbook", "paper", "tiny"])
 def test_presets_have_the_keys_of_params(preset: str) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     other = yaml.safe_load((ROOT / f"presets/{preset}.yaml").read_text(encoding="utf-8"))
@@ -122,6 +122,12 @@ def test_presets_have_the_keys_of_params(preset: str) -> None:
     assert [item.partition("=")[0] for item in other["eval"]["items"]] == [
         item.partition("=")[0] for item in params["eval"]["items"]
     ]
+
+
+def test_the_two_schools_of_dpo_differ_in_the_learning_rate_alone() -> None:
+    paper, handbook = (yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text()) for name in ("paper", "handbook"))
+    assert (paper["dpo"].pop("learning_rate"), handbook["dpo"].pop("learning_rate")) == (5e-4, 5e-6)
+    assert paper == handbook
 
 
 def test_base_depends_on_nothing_that_varies(stages: dict[str, Any]) -> None:
