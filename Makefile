@@ -7,7 +7,7 @@ CHECKPOINT ?= dpo
 SOURCE ?= mini
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check preset export bench agree soak
+.PHONY: repro test check preset doctor export bench agree soak
 
 repro: .venv  ## rebuild what has changed, and show the table
 	dvc repro
@@ -23,17 +23,23 @@ check: .venv  ## format, lint, types
 preset:  ## params.yaml becomes a preset; `git checkout params.yaml` returns
 	cp presets/$(PRESET).yaml params.yaml
 
+doctor: .venv  ## before a long run: can this machine, this checkout and its sources do what params.yaml says?
+	python -m stages.doctor params.yaml
+
 export: .venv  ## a merged Hugging Face folder of models/$(CHECKPOINT) in models/export/
 	python -m stages.export models/base models/$(CHECKPOINT) models/export/$(CHECKPOINT) metrics
 
-bench: .venv models/base  ## speed beside the peers': scoring, then the choice of rows; about 50 minutes on two cores
+bench: .venv models/base  ## speed beside the peers': scoring, training, the choice of rows; about an hour on two cores
 	python -m benchmarks.speed models/base --source $(SOURCE) --shape none --dtype float32 --device cpu \
 		--token-budget 512 --scale 1 --pairs 7 --batches 1 --batches 2 --batches 4
+	python -m benchmarks.training models/base --source $(SOURCE) --shape none --dtype float32 --device cpu \
+		--steps 2 --batch 8 --per-device-batch 1 --max-tokens 512 --token-budget 512 --pairs 7
 	python -m benchmarks.sampling models/base --source $(SOURCE) --scratch . \
 		--sizes 100000 --sizes 1000000 --sizes 4233923 --wanted 100000
 
-soak: .venv  ## the long form of the property tests and of the calibrations; about 20 minutes
-	pytest --hypothesis-profile=soak tests/test_properties.py tests/test_chat.py tests/test_keys.py tests/test_calibration.py
+soak: .venv  ## the long form of the property tests, the calibrations, the kills; about half an hour
+	pytest --hypothesis-profile=soak tests/test_properties.py tests/test_chat.py tests/test_keys.py tests/test_calibration.py \
+		tests/test_resume.py
 
 agree: .venv models/base  ## our log-likelihoods against lm-eval's own class; about an hour on two cores
 	python -m benchmarks.agree models/base --source $(SOURCE) --items 225 --token-budget 512

