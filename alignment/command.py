@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 RESTORE = "git checkout -- params.yaml dvc.lock metrics && dvc checkout"
@@ -67,11 +68,23 @@ def _keep_pages() -> None:
 
 def end_with_parent() -> None:
     """Stop this process when its parent dies: a killed DVC must not leave a writer behind."""
-    parent = os.getppid()
+    parents = _parents()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while _parents() == parents:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _parents() -> tuple[int, ...]:
+    """The process that started this one; of several that a launcher started, the one that started the launcher too."""
+    parent = os.getppid()
+    if "LOCAL_RANK" not in os.environ:
+        return (parent,)
+    try:
+        fields = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:  # no such folder on this system
+        return (parent,)
+    return parent, int(fields[1])

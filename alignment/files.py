@@ -123,13 +123,18 @@ def unfinished(state: Path, made_from: dict[str, Any]) -> Path:
     house, stage = Path(__file__).parent.parent, made_from["stage"]
     code = [*sorted((house / "alignment").glob("*.py")), house / "stages" / f"{stage}.py"]
     folder = state / f"{stage}-{digest([made_from, [sha256(path) for path in code]])}"
-    others = sorted(
-        (path for path in state.glob(f"{stage}-*") if path != folder), key=lambda path: path.stat().st_mtime
-    )
+    others = sorted((path for path in state.glob(f"{stage}-*") if path != folder), key=_touched)
     for path in others[: 1 - UNFINISHED]:
         print(f"{path.name} in {state}, an unfinished run with other inputs: removed", flush=True)
         shutil.rmtree(path, ignore_errors=True)
     return folder
+
+
+def _touched(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process has just removed it
+        return 0.0
 
 
 def _flush(path: Path) -> None:

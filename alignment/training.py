@@ -11,7 +11,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,7 +260,7 @@ class Planned:
             mine = part[rank::processes]
             batch = self.data_collator([self.train_dataset[row] for row in mine or part[:1]])  # type: ignore[attr-defined]
             weight = len(mine) / len(rows) * processes if self.means_of_rows else float(bool(mine))
-            passes.append(Pass(mine, batch, weight, len(part) / len(rows)))
+            passes.append(Pass(mine, batch, weight, len(part) / len(rows), min(len(part), processes)))
         return Step(passes, sum(self.plan.trained[row] for row in rows))
 
     def get_batch_samples(self, steps: Any, *_: Any) -> "tuple[list[Step], int]":
@@ -285,7 +285,10 @@ class Planned:
         for number, part in enumerate(step.passes, start=1):
             self.weight = part.weight
             waits = number < len(step.passes)
-            with self.accelerator.no_sync(model) if waits else contextlib.nullcontext():  # type: ignore[attr-defined]
+            with (
+                self.accelerator.no_sync(model) if waits else contextlib.nullcontext(),  # type: ignore[attr-defined]
+                _gathering(self.accelerator, part.processes),  # type: ignore[attr-defined]
+            ):
                 losses.append(super().training_step(model, part.batch, trained))  # type: ignore[misc]
         found = [float(loss) for loss in losses]
         for part, loss in zip(step.passes, found, strict=True):
@@ -304,6 +307,18 @@ class Planned:
     def compute_loss(self, *args: Any, **options: Any) -> Any:
         """TRL's loss of a forward pass, weighted so that the passes of a step add up to the loss of all its rows."""
         return super().compute_loss(*args, **options) * self.weight  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _gathering(accelerator: Any, first: int) -> Iterator[None]:
+    """Have what TRL gathers for its curve come from the first processes alone; the others keep them company."""
+    gather = accelerator.gather
+    if first < accelerator.num_processes:
+        accelerator.gather = lambda values: gather(values)[:first]
+    try:
+        yield
+    finally:
+        accelerator.gather = gather
 
 
 @dataclass(frozen=True)
@@ -328,12 +343,14 @@ class Pass:
         batch: what TRL's collator makes of them.
         weight: of its loss, in this process.
         share: how much of the step the pass is, over all processes.
+        processes: how many have rows of their own.
     """
 
     rows: list[int]
     batch: dict[str, Any]
     weight: float
     share: float
+    processes: int
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def main(
     state: Annotated[Path, typer.Option(help="folder for checkpoints, outside the outputs")],
 ) -> None:
     """Train the SFT policy on comparisons."""
-    first = likelihood.processes(device).is_main_process
-    if first:
+    world = likelihood.processes(device)
+    if world.is_main_process:
         files.claim(out)
     settings = training.Settings(
         learning_rate, budget, epochs, batch, tokens, steps, per_device_batch, warmup, seed, checkpoint_steps,
@@ -86,6 +86,7 @@ def main(
             "quantization": quantization,
         },
         "versions": models.versions(),
+        "processes": world.num_processes,
     }
     chat = Chat(models.tokenizer(base), template)
     train, held = (training.read(comparisons, split) for split in ("train", "heldout"))
@@ -101,7 +102,7 @@ def main(
     check_start(trainer, some, sft_logps, loss, beta)
     training.run(trainer, CURVES)
     figures = heldout(trainer.model.eval(), held_rows, beta)
-    if not first:
+    if not world.is_main_process:
         return
 
     models.save_adapter(trainer.model, chat.tokenizer, base, out, made_from)

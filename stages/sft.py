@@ -46,8 +46,8 @@ def main(
     state: Annotated[Path, typer.Option(help="folder for checkpoints, outside the outputs")],
 ) -> None:
     """Train an adapter on demonstrations."""
-    first = likelihood.processes(device).is_main_process
-    if first:
+    world = likelihood.processes(device)
+    if world.is_main_process:
         files.claim(out)
     settings = training.Settings(
         learning_rate, budget, epochs, batch, tokens, steps, per_device_batch, warmup, seed, checkpoint_steps,
@@ -61,6 +61,7 @@ def main(
         "data": files.sha256(demonstrations),
         "parameters": {**vars(settings), **lora, "template": template, "quantization": quantization},
         "versions": models.versions(),
+        "processes": world.num_processes,
     }
     chat = Chat(models.tokenizer(base), template)
     train, held = (training.read(demonstrations, split) for split in ("train", "heldout"))
@@ -72,7 +73,7 @@ def main(
     training.check(trainer, chat, len(rows))
     training.run(trainer, CURVES)
     after = heldout_loss(trainer.model.eval(), held_rows)
-    if not first:
+    if not world.is_main_process:
         return
 
     models.save_adapter(trainer.model, chat.tokenizer, base, out, made_from)
