@@ -283,6 +283,7 @@ def as_process(patch: pytest.MonkeyPatch, rank: int, processes: int) -> None:
         for name in names:
             value = rank if name == "process_index" else processes
             patch.setattr(owner, name, property(lambda _, value=value: value))
+    patch.setattr(Accelerator, "gather", lambda _, values: values.reshape(-1))  # a figure of each process, in a row
 
 
 @pytest.mark.parametrize("processes", [2, 3])
