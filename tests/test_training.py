@@ -283,7 +283,6 @@ def as_process(patch: pytest.MonkeyPatch, rank: int, processes: int) -> None:
         for name in names:
             value = rank if name == "process_index" else processes
             patch.setattr(owner, name, property(lambda _, value=value: value))
-    patch.setattr(Accelerator, "gather", lambda _, values: values.reshape(-1))  # a figure of each process, in a row
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -307,6 +306,7 @@ def test_the_mean_over_processes_is_the_gradient_of_the_step(
     loss = step_loss(trainer)
     wanted = gradients(trainer.model)
     losses, found, taken = [], [], []
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda values: values.reshape(-1))  # several make a row
     for rank in range(processes):
         as_process(monkeypatch, rank, processes)
         training.check(trainer, chat, rows=5)  # also where a process has no row of its own
