@@ -54,6 +54,11 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--hypothesis-profile", None) == "soak")
+
+
 @dataclass
 class Run:
     """A stage in a folder of its own, which it may be run in again and again.
@@ -218,10 +223,10 @@ def whole(sampled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 def test_killed_at_any_moment_a_run_goes_on_and_ends_with_the_same_bytes(
-    run: Callable[..., Run], whole: dict[str, Whole], request: pytest.FixtureRequest
+    run: Callable[..., Run], whole: dict[str, Whole], soak: bool
 ) -> None:
     kills, seed = {"sft": ["trains", "writes", "trains"], "dpo": ["trains", "imports"]}, 0
-    if request.config.getoption("--hypothesis-profile", None) == "soak":
+    if soak:
         parts = ["trains", "trains", "imports", "trains", "writes"]
         kills, seed = dict.fromkeys(OUTPUTS, parts * 4), random.randrange(2**32)
     print(f"the moments of seed {seed}")
@@ -297,23 +302,24 @@ def _stopped(run: Run, number: signal.Signals, *parent: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def stopped(sampled: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of `sft` that SIGTERM stopped in the middle."""
-    run = Run(tmp_path_factory.mktemp("stopped") / "sft", "sft", ALONE, LONG).prepare(sampled)
-    _stopped(run, signal.SIGTERM)
-    return run
+def stopped(sampled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """A run of `sft` that SIGTERM stopped in the middle, and one of `dpo` that Ctrl-C did."""
+    folder = tmp_path_factory.mktemp("stopped")
+    runs = {stage: Run(folder / stage, stage, ALONE, LONG).prepare(sampled) for stage in OUTPUTS}
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_stopped, runs.values(), (signal.SIGTERM, signal.SIGINT)))
+    return runs
 
 
 def test_stopped_by_ctrl_c_and_by_the_end_of_its_parent_a_run_goes_on(
-    run: Callable[..., Run], whole: dict[str, Whole]
+    stopped: dict[str, Run], whole: dict[str, Whole], tmp_path: Path
 ) -> None:
-    dpo = run("dpo", "dpo", **LONG)
-    _stopped(dpo, signal.SIGINT)
-    _stopped(dpo, signal.SIGTERM, *PARENT)
-    last = dpo.last()
-    dpo.end()
-    assert dpo.resumed() == last
-    _ended(dpo, whole["dpo"])
+    again = stopped["dpo"].copy(tmp_path / "again")
+    _stopped(again, signal.SIGTERM, *PARENT)
+    last = again.last()
+    again.end()
+    assert again.resumed() == last
+    _ended(again, whole["dpo"])
 
 
 def test_before_training_a_signal_ends_a_run_at_once(run: Callable[..., Run]) -> None:
@@ -365,9 +371,9 @@ SPOILED: dict[str, Callable[[Path], Any]] = {
 
 
 def test_stopped_by_sigterm_a_run_goes_on_and_no_spoiled_checkpoint_is_picked_up(
-    stopped: Run, whole: dict[str, Whole], tmp_path: Path
+    stopped: dict[str, Run], whole: dict[str, Whole], tmp_path: Path
 ) -> None:
-    again = stopped.copy(tmp_path / "again")
+    again = stopped["sft"].copy(tmp_path / "again")
     last = again.last()
     (folder,) = again.folder.glob(f"state/*/checkpoint-{last}")
     for number, spoil in enumerate(SPOILED.values(), start=100):
@@ -380,51 +386,69 @@ def test_stopped_by_sigterm_a_run_goes_on_and_no_spoiled_checkpoint_is_picked_up
     _ended(again, whole["sft"])
 
 
-@pytest.mark.parametrize("other", ["nothing", "learning rate", "data"])
 def test_a_checkpoint_of_other_inputs_is_never_picked_up(
-    other: str, sampled: Path, stopped: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stopped: dict[str, Run], sampled: Path, tmp_path: Path
 ) -> None:
-    again = stopped.copy(tmp_path / "again")
-    folder, changes = sampled, dict(LONG)
-    if other == "learning rate":
-        changes["learning_rate"] = 2e-3
-    if other == "data":
-        folder = tmp_path / "other"
-        for place in ("data/raw", "models/base"):
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            (folder / place).symlink_to(sampled / place)
-        pipeline.sample_role(folder, Role.demonstrations, seed=1)
-    pipeline.train_sft(folder, again.folder, **changes)
-    assert ("resuming" in capsys.readouterr().out) == (other == "nothing")
-    assert (again.last() == 0) == (other == "nothing")
+    rate, data = (stopped["sft"].copy(tmp_path / name) for name in ("rate", "data"))
+    rate.changes = {**LONG, "learning_rate": 2e-3}
+    for place in ("data/raw", "models/base"):
+        (tmp_path / "other" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "other" / place).symlink_to(sampled / place)
+    pipeline.sample_role(tmp_path / "other", Role.demonstrations, seed=1)
+    (data.folder / "data").unlink()
+    (data.folder / "data").symlink_to(tmp_path / "other/data")
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Run.end, (rate, data)))
+    for run in (rate, data):
+        assert run.resumed() == 0
+        assert run.last() == stopped["sft"].last()  # still there, for a run with its inputs
 
 
-def test_several_processes_train_what_one_trains_and_the_same_bytes_every_time(run: Callable[..., Run]) -> None:
+def test_several_processes_train_what_one_trains_and_the_same_bytes_every_time(
+    run: Callable[..., Run], soak: bool
+) -> None:
     # 12 rows in steps of 5, 5 and 2: rows do not go round evenly. Dropout depends on which process draws it.
     uneven = {"batch": 5, "per_device_batch": 2, "dropout": 0.0}
 
-    def compare(stage: str, processes: int, epochs: int, stop: bool) -> None:
-        launches = {"one": ALONE, "many": several(processes), "again": several(processes)}
-        runs = [run(f"{stage} {name}", stage, launches[name], epochs=epochs, **uneven) for name in launches]
-        one, many, again = runs
-        if stop:
-            _stopped(again, signal.SIGTERM, *PARENT)
-            # What several processes began is not for one.
-            (one.folder / "state").symlink_to(again.folder / "state")
+    def two(stage: str) -> None:
+        one, many, again = (run(f"two {stage} {name}", stage, epochs=6, **uneven) for name in ("one", "many", "again"))
+        many.launch = again.launch = several(2)
+        _stopped(again, signal.SIGTERM, *PARENT)
+        # What several processes began is not for one.
+        (one.folder / "state").symlink_to(again.folder / "state")
+        _same_training(one, many, stage)
+        assert one.resumed() == 0
         last = again.last()
-        norms = [_norms(each.end()) for each in runs]
-        assert (one.resumed(), again.resumed()) == (0, last)
-        assert one.left() == many.left() == again.left() == set()
-        assert many.written() == again.written()
-        # Sums are taken in another order. Adam hides a gradient of the wrong size, but not its norm, of four digits.
-        assert norms[0] == pytest.approx(norms[1], rel=1e-2)
-        for column in {"sft": ["loss"], "dpo": ["loss", "reward_margin", "chosen_logps"]}[stage]:
-            # A reply's log-probability is about -1,400 nats, to 1e-4 in float32; rewards are a tenth of differences.
-            assert one.curve(column) == pytest.approx(many.curve(column), rel=1e-5, abs=1e-4)
-        assert one.metrics() == pytest.approx(many.metrics(), abs=1e-3)
+        again.end()
+        assert again.resumed() == last
+        assert again.left() == set()
+        assert again.written() == many.written()
 
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(compare, OUTPUTS, (2, 3), (8, 4), (True, False)))
+    def three(stage: str) -> None:
+        one, many, again = (
+            run(f"three {stage} {name}", stage, epochs=4, **uneven) for name in ("one", "many", "again")
+        )
+        many.launch = again.launch = several(3)
+        _same_training(one, many, stage)
+        if soak:
+            again.end()
+            assert again.written() == many.written()
+
+    # `make test` has a stage for each number, which takes a minute.
+    jobs = [(two, "sft"), (three, "dpo"), *([(two, "dpo"), (three, "sft")] if soak else [])]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda job: job[0](job[1]), jobs))
+
+
+def _same_training(one: Run, many: Run, stage: str) -> None:
+    """Run both to their ends: losses, figures and gradients agree, though sums are taken in another order."""
+    # Adam hides a gradient of the wrong size, but not its norm, which is printed with four digits.
+    assert _norms(one.end()) == pytest.approx(_norms(many.end()), rel=1e-2)
+    for column in {"sft": ["loss"], "dpo": ["loss", "reward_margin", "chosen_logps"]}[stage]:
+        # A reply's log-probability is about -1,400 nats, to 1e-4 in float32; rewards are a tenth of differences.
+        assert one.curve(column) == pytest.approx(many.curve(column), rel=1e-5, abs=1e-4)
+    assert one.metrics() == pytest.approx(many.metrics(), abs=1e-3)
+    assert one.left() == many.left() == set()
 
 
 def _norms(printed: str) -> list[float]:
