@@ -101,7 +101,6 @@ class Stop(TrainerCallback):
             print(
                 f"\nstopped by {signal.Signals(self.agreed).name} after step {state.global_step} of "
                 f"{state.max_steps}, with a checkpoint; the same command goes on from there",
-                flush=True,
             )
         raise SystemExit(128 + self.agreed)
 
@@ -113,7 +112,7 @@ def last(folder: Path) -> Path | None:
         checkpoint = found.pop()
         if _is_whole(checkpoint):
             return checkpoint
-        print(f"{checkpoint.name} was not written to its end: removed", flush=True)
+        print(f"{checkpoint.name} was not written to its end: removed")
         shutil.rmtree(checkpoint)
     return None
 

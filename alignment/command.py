@@ -5,6 +5,7 @@ one message with exit code 1, works without the network, and ends with the proce
 """
 
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -42,6 +43,8 @@ def run(*mains: Callable[..., Any], offline: bool = True) -> None:
     app = typer.Typer(context_settings=flags, add_completion=False, pretty_exceptions_enable=False)
     for main in mains:
         app.command(context_settings=flags)(main)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # in a file or a pipe too, messages come as they are said
+        sys.stdout.reconfigure(line_buffering=True)
     if offline:
         go_offline()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

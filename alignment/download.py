@@ -157,7 +157,7 @@ def patiently(
             if attempt == len(DELAYS_SECONDS) or not _passes(error, status):
                 raise Refused(_explain(error, status, place)) from None
             delay = max(DELAYS_SECONDS[attempt], _asked_seconds(error))
-            print(f"{place.repository}: {_brief(error, status)}; again in {delay:g} s", flush=True)
+            print(f"{place.repository}: {_brief(error, status)}; again in {delay:g} s")
             pause(delay)
             attempt += 1
 

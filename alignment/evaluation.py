@@ -204,7 +204,7 @@ def score_tasks(lm: "LM", parts: dict[str, list[Part]], done: Path) -> pa.Table:
     for task, kept in parts.items():
         path = done / f"{task}.parquet"
         if path.is_file():
-            print(f"resuming: an earlier run with the same inputs had scored {task}", flush=True)
+            print(f"resuming: an earlier run with the same inputs had scored {task}")
             tables.append(pq.read_table(path, schema=SCHEMA))
             continue
         tables.append(score(lm, kept))

@@ -31,7 +31,7 @@ def claim(out: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"waiting: another process writes {out}", flush=True)
+        print(f"waiting: another process writes {out}")
         fcntl.flock(lock, fcntl.LOCK_EX)
     _claims[path] = lock
 
@@ -125,7 +125,7 @@ def unfinished(state: Path, made_from: dict[str, Any]) -> Path:
     folder = state / f"{stage}-{digest([made_from, [sha256(path) for path in code]])}"
     others = sorted((path for path in state.glob(f"{stage}-*") if path != folder), key=_touched)
     for path in others[: 1 - UNFINISHED]:
-        print(f"{path.name} in {state}, an unfinished run with other inputs: removed", flush=True)
+        print(f"{path.name} in {state}, an unfinished run with other inputs: removed")
         shutil.rmtree(path, ignore_errors=True)
     return folder
 

@@ -15,11 +15,13 @@ import logging
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignment import files
 from alignment.command import Refused
 
 if TYPE_CHECKING:
@@ -86,6 +88,14 @@ def processes(device: str = "") -> "PartialState":
     from accelerate import PartialState
 
     return PartialState(cpu=device == "cpu") if device else PartialState()
+
+
+def claimed(out: Path, device: str) -> "PartialState":
+    """As `processes`, once the first of them holds `out`, as `files.claim` has it."""
+    world = processes(device)
+    if world.is_main_process:
+        files.claim(out)
+    return world
 
 
 class Launched(NamedTuple):

@@ -228,7 +228,7 @@ def matrix_peak(dtype: str, device: str) -> float:
     """FLOP/s of a large matrix product, the best of several in about a second."""
     import torch
 
-    size = 1024 if device == "cpu" else 8192
+    size = 2048 if device == "cpu" else 8192
     left, right = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
 
     def seconds() -> float:

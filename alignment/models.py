@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LINEAGE = "lineage.json"
+BITSANDBYTES = "bitsandbytes==0.50.2"  # no dependency: it would slow every start down
 
 
 class Dtype(StrEnum):
@@ -74,7 +75,7 @@ def _nf4(dtype: Dtype, device: str) -> dict[str, Any]:
     if not find_spec("bitsandbytes"):
         raise Refused(
             "quantization nf4 needs bitsandbytes, which is not installed; run "
-            "`.venv/bin/pip install bitsandbytes==0.50.2`, or set `quantization: none` in params.yaml"
+            f"`.venv/bin/pip install {BITSANDBYTES}`, or set `quantization: none` in params.yaml"
         )
     config = BitsAndBytesConfig(
         load_in_4bit=True,

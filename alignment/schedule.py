@@ -6,7 +6,9 @@ pass nor the number of processes changes what an optimiser step is made of.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,35 @@ class Budget(StrEnum):
 
     epochs = "epochs"
     tokens = "tokens"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run: the rows of every optimiser step, and what is known of each row.
+
+    Attributes:
+        names: the ids of the rows.
+        lengths: tokens of each row, of its longer side where it has two.
+        trained: trained tokens of each row.
+        steps: row numbers, by step.
+        per_device_batch: rows a forward pass, at most.
+    """
+
+    names: Sequence[str]
+    lengths: Sequence[int]
+    trained: Sequence[int]
+    steps: list[list[int]]
+    per_device_batch: int
+
+    def tokens(self, first: int = 0) -> int:
+        """The trained tokens of the steps from number `first` on."""
+        return sum(self.trained[row] for step in self.steps[first:] for row in step)
+
+    def amounts(self) -> dict[str, Any]:
+        """How much is trained, as metrics: rows, steps, passes over the rows, trained tokens."""
+        taken = sum(map(len, self.steps))
+        passes = round(taken / len(self.names), 4)
+        return {"rows": len(self.names), "steps": len(self.steps), "passes": passes, "tokens.trained": self.tokens()}
 
 
 def by_epochs(rows: int, epochs: int, batch: int, seed: int) -> list[list[int]]:

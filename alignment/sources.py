@@ -168,7 +168,7 @@ def _mirror(source: str) -> Path | str | None:
 
 def _tell(repository: Repository) -> None:
     if repository.terms:
-        print(f"{repository.name}: {repository.terms}", flush=True)
+        print(f"{repository.name}: {repository.terms}")
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -222,7 +222,6 @@ def _resolved(repository: Repository, info: "ModelInfo | DatasetInfo") -> Reposi
             f"{repository.name}: the revision {repository.revision} is no full commit; today it is {commit}.\n"
             f"A branch can move: to pin it, write {repository.name}@{commit} in params.yaml "
             "(`model` or `more_benchmarks`), or that commit in the set's file in alignment/corpora/",
-            flush=True,
         )
     if licence == UNSTATED:
         tags = [tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")]

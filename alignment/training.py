@@ -6,12 +6,11 @@ Checkpoints lie in a state folder outside the stage's outputs, under a name made
 run that was killed goes on from the last whole one and ends with the bytes of an undisturbed run.
 """
 
-import contextlib
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from alignment import files, likelihood, schedule
-from alignment.chat import IGNORED, Chat
+from alignment.chat import IGNORED, Chat, Template
 from alignment.command import Refused
-from alignment.models import Dtype
-from alignment.schedule import Budget
+from alignment.models import Dtype, Quantization
+from alignment.schedule import Budget, Plan
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +45,8 @@ class Settings:
         gradient_checkpointing: whether activations are computed again in the backward pass, which saves memory.
         dtype: precision.
         device: cpu or cuda.
+        quantization: of the base's weights.
+        template: of the conversations.
     """
 
     learning_rate: float
@@ -61,8 +62,10 @@ class Settings:
     gradient_checkpointing: bool
     dtype: Dtype
     device: str
+    quantization: Quantization
+    template: Template
 
-    def plan(self, names: Sequence[str], lengths: Sequence[int], trained: Sequence[int]) -> "Plan":
+    def plan(self, names: Sequence[str], lengths: Sequence[int], trained: Sequence[int]) -> Plan:
         """What is trained on, step by step.
 
         Args:
@@ -104,35 +107,6 @@ class Settings:
             "save_total_limit": 2,
             "report_to": [],
         }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A whole run: the rows of every optimiser step, and what is known of each row.
-
-    Attributes:
-        names: the ids of the rows.
-        lengths: tokens of each row, of its longer side where it has two.
-        trained: trained tokens of each row.
-        steps: row numbers, by step.
-        per_device_batch: rows a forward pass, at most.
-    """
-
-    names: Sequence[str]
-    lengths: Sequence[int]
-    trained: Sequence[int]
-    steps: list[list[int]]
-    per_device_batch: int
-
-    def tokens(self, first: int = 0) -> int:
-        """The trained tokens of the steps from number `first` on."""
-        return sum(self.trained[row] for step in self.steps[first:] for row in step)
-
-    def amounts(self) -> dict[str, Any]:
-        """How much is trained, as metrics: rows, steps, passes over the rows, trained tokens."""
-        taken = sum(map(len, self.steps))
-        passes = round(taken / len(self.names), 4)
-        return {"rows": len(self.names), "steps": len(self.steps), "passes": passes, "tokens.trained": self.tokens()}
 
 
 def read(path: Path, split: str) -> list[dict[str, Any]]:
@@ -228,144 +202,11 @@ def trained_logps(model: Any, row: dict[str, list[int]]) -> "torch.Tensor":
     return logps(model, row["input_ids"][:1], row["input_ids"][1:])[trained.to(model.device)]
 
 
-class Planned:
-    """A mixin for TRL's trainers, whose batches it takes from a plan: one batch is a whole optimiser step.
-
-    The loss is TRL's. A loss that is no number stops the run and names the step and the rows.
-
-    Attributes:
-        plan: of the run.
-        means_of_rows: whether TRL's loss of a forward pass is a mean over its rows, as DPO's is, and not a sum that
-            is divided by the trained tokens of the whole step, as SFT's is.
-    """
-
-    plan: Plan
-    means_of_rows: bool
-    weight = 1.0  # of the forward pass under way
-
-    def get_train_dataloader(self) -> Any:
-        """The steps, in order."""
-        from torch.utils.data import DataLoader
-
-        whole = _Steps(self)
-        return DataLoader(whole, batch_size=1, shuffle=False, collate_fn=lambda steps: steps[0])  # type: ignore[arg-type]
-
-    def step(self, number: int) -> "Step":
-        """A step's forward passes, as this process makes them."""
-        processes, rank = self.args.world_size, self.args.process_index  # type: ignore[attr-defined]
-        rows = self.plan.steps[number]
-        passes = []
-        for part in schedule.forward_passes(rows, self.plan.lengths, self.plan.per_device_batch, processes):
-            # Where rows do not go round, a process without one computes another's, and makes nothing of it.
-            mine = part[rank::processes]
-            batch = self.data_collator([self.train_dataset[row] for row in mine or part[:1]])  # type: ignore[attr-defined]
-            weight = len(mine) / len(rows) * processes if self.means_of_rows else float(bool(mine))
-            passes.append(Pass(mine, batch, weight, len(part) / len(rows), min(len(part), processes)))
-        return Step(passes, sum(self.plan.trained[row] for row in rows))
-
-    def get_batch_samples(self, steps: Any, *_: Any) -> "tuple[list[Step], int]":
-        """The next step, and its trained tokens over all processes."""
-        step = next(steps)
-        return [step], step.trained
-
-    def floating_point_ops(self, _: Any) -> int:
-        """Not counted; `benchmarks.training` does."""
-        return 0
-
-    def training_step(self, model: Any, step: "Step", trained: int) -> "torch.Tensor":  # type: ignore[return]
-        """The forward and backward passes of one optimiser step.
-
-        Returns:
-            The step's loss, which is that of all its rows together.
-
-        Raises:
-            Refused: the loss is NaN or infinite.
-        """
-        losses = []
-        for number, part in enumerate(step.passes, start=1):
-            self.weight = part.weight
-            waits = number < len(step.passes)
-            with (
-                self.accelerator.no_sync(model) if waits else contextlib.nullcontext(),  # type: ignore[attr-defined]
-                _gathering(self.accelerator, part.processes),  # type: ignore[attr-defined]
-            ):
-                losses.append(super().training_step(model, part.batch, trained))  # type: ignore[misc]
-        found = [float(loss) for loss in losses]
-        for part, loss in zip(step.passes, found, strict=True):
-            if not math.isfinite(loss):
-                at, rows = self.state.global_step + 1, ", ".join(self.plan.names[row] for row in part.rows)  # type: ignore[attr-defined]
-                raise Refused(
-                    f"the loss is {loss} at step {at}, in the rows {rows}.\n"
-                    "lower the learning rate in params.yaml, or look at these rows in data/sampled/ by their id"
-                )
-        for values in self._metrics["train"].values():  # type: ignore[attr-defined]
-            if len(values) == len(step.passes):  # TRL would take the plain mean, though passes have unlike many rows
-                values[:] = [sum(part.share * value for part, value in zip(step.passes, values, strict=True))]
-        total: torch.Tensor = sum(losses)
-        return total
-
-    def compute_loss(self, *args: Any, **options: Any) -> Any:
-        """TRL's loss of a forward pass, weighted so that the passes of a step add up to the loss of all its rows."""
-        return super().compute_loss(*args, **options) * self.weight  # type: ignore[misc]
-
-
-@contextlib.contextmanager
-def _gathering(accelerator: Any, first: int) -> Iterator[None]:
-    """Have what TRL gathers for its curve come from the first processes alone; the others keep them company."""
-    gather = accelerator.gather
-    if first < accelerator.num_processes:
-        accelerator.gather = lambda values: gather(values)[:first]
-    try:
-        yield
-    finally:
-        accelerator.gather = gather
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The steps of a trainer, as what a `DataLoader` reads."""
-
-    trainer: Planned
-
-    def __len__(self) -> int:
-        return len(self.trainer.plan.steps)
-
-    def __getitem__(self, number: int) -> "Step":
-        return self.trainer.step(number)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass of one process.
-
-    Attributes:
-        rows: this process's row numbers; none where it only keeps the others company.
-        batch: what TRL's collator makes of them.
-        weight: of its loss, in this process.
-        share: how much of the step the pass is, over all processes.
-        processes: how many have rows of their own.
-    """
-
-    rows: list[int]
-    batch: dict[str, Any]
-    weight: float
-    share: float
-    processes: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step: its forward passes in this process, and its trained tokens over all processes."""
-
-    passes: list[Pass]
-    trained: int
-
-
 def check(trainer: Any, chat: Chat, rows: int) -> None:
     """Check what reached the trainer, before a step is spent.
 
     Args:
-        trainer: a `Planned` trainer.
+        trainer: a `planned.Planned` trainer.
         chat: whose tokens the rows are.
         rows: how many rows the trainer must have: none may be lost on the way.
 
@@ -384,7 +225,7 @@ def run(trainer: Any, curves: dict[str, str]) -> None:
     """Train to the end, from the last whole checkpoint in `output_dir` if there is one.
 
     Args:
-        trainer: a `Planned` trainer whose `output_dir` is named for all that the run depends on.
+        trainer: a `planned.Planned` trainer whose `output_dir` is named for all that the run depends on.
         curves: as `write_curve` takes them.
 
     Raises:
@@ -442,27 +283,6 @@ def over(rows: Sequence[Any], compute: Callable[[Any], Any], label: str) -> list
     bar = tqdm(rounds, desc=label, unit="row", disable=not world.is_main_process)
     found = dict(gather_object([(number % len(rows), compute(rows[number % len(rows)])) for number in bar]))
     return [found[number] for number in range(len(rows))]
-
-
-def score_trained_positions_only() -> None:
-    """Have TRL's head leave out prompts and padding on every device, as it does on those with Triton.
-
-    Elsewhere it computes all positions and throws the rest away: half of the work of a small model's head, or more.
-    """
-    from trl.trainer import utils
-
-    utils._use_triton = lambda device: True  # there it says this and nothing else
-
-
-def keep_float32(model: Any) -> None:
-    """Undo what TRL does on a quantised base: it rounds the adapter to bfloat16, but not the reference's copy of it."""
-    import torch
-
-    weights: dict[str, Any] = dict(model.named_parameters())
-    for name, weight in weights.items():
-        if weight.requires_grad and weight.dtype is not torch.float32:
-            copied = weights.get(name.replace(".default.", ".ref."), weight)
-            weight.data = copied.data.float().clone()
 
 
 def curve(history: list[dict[str, float]], name: str) -> list[float]:

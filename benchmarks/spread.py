@@ -49,7 +49,7 @@ def main(
 
     spread = {wide: _random(table, len(rows), wide) for wide in SPREADS}
     print(f"\n{len(rows)} sentences, log-perplexities at random ({REPEATS} draws of each)\n")
-    print(_markdown("spread, nats", spread), flush=True)
+    print(_markdown("spread, nats", spread))
 
     heated = {}
     for temperature in TEMPERATURES:

@@ -17,10 +17,10 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment import command, corpora, models, records, scan, sources, training
+from alignment import command, corpora, machine, models, records, scan, sources, training
 from alignment.chat import Chat, Template
 from alignment.corpora import Refusal
-from alignment.models import Dtype
+from alignment.models import Dtype, Quantization
 from alignment.schedule import Budget
 from benchmarks import speed
 from stages import dpo, sft
@@ -47,10 +47,10 @@ def main(
 ) -> None:
     """Time SFT on LIMA and DPO on HH-RLHF."""
     chat = Chat(models.tokenizer(base), Template.chatml)
-    peak = speed.matrix_peak(dtype, device)
+    peak = machine.matrix_peak(dtype, device)
     name = base.name if shape == "none" else shape
     print(f"\n{name}, {dtype}, {device}, batch {batch}, rows of at most {max_tokens} tokens, "
-          f"measured peak of matrix products {peak / 1e9:.0f} GFLOP/s\n\n{HEADER}", flush=True)  # fmt: skip
+          f"measured peak of matrix products {peak / 1e9:.0f} GFLOP/s\n\n{HEADER}")  # fmt: skip
 
     with tempfile.TemporaryDirectory() as scratch:
         state = Path(scratch) / "state"
@@ -58,6 +58,7 @@ def main(
             learning_rate=1e-4, budget=Budget.epochs, epochs=1, batch=batch, tokens=1, steps=1,
             per_device_batch=per_device_batch, warmup=0.0, seed=0, checkpoint_steps=steps + 1,
             gradient_checkpointing=False, dtype=dtype, device=device,
+            quantization=Quantization.none, template=chat.template,
         )  # fmt: skip
         plain = defaults(settings.arguments(state, steps), batch)
         for work in ("sft", "dpo"):
@@ -75,7 +76,7 @@ def main(
                     del model
                     release()
             for name, found in runs.items():
-                print(line(work, name, found, runs["ours"], peak), flush=True)
+                print(line(work, name, found, runs["ours"], peak))
 
 
 def release() -> None:
@@ -185,11 +186,11 @@ def measure(make: Callable[[], Any]) -> Measured:
         seconds = 0.0
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.seconds = -now()
+            self.seconds = -speed.now()
 
         def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             if state.global_step == state.max_steps:
-                self.seconds += now()
+                self.seconds += speed.now()
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -212,15 +213,6 @@ def measure(make: Callable[[], Any]) -> Measured:
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     seconds = clock.seconds + getattr(trainer, "seconds_before", 0.0)
     return Measured(seconds, tokens, 1 - tokens / positions, 4 * weights * tokens + attention, memory)
-
-
-def now() -> float:
-    """Seconds, after what a GPU still has to do."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def line(work: str, name: str, runs: list[Measured], ours: list[Measured], peak: float) -> str:

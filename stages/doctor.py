@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment import command, corpora, download, files, machine, pins, sources
+from alignment import command, corpora, download, files, machine, models, pins, sources
 from alignment.command import Refused
 from alignment.machine import GB
 from alignment.pins import Repository
@@ -571,7 +571,7 @@ def processes(params: Params) -> list[Finding]:
         text = f"`launch` starts {count} processes on {machine.cores()} cores, which slow each other down"
         found.append(warning("processes", text, f"set its --num_processes to {machine.cores()} at most"))
     if params["quantization"] == "nf4" and not importlib.util.find_spec("bitsandbytes"):
-        way = f"{sys.executable} -m pip install bitsandbytes==0.50.2, or set `quantization: none`"
+        way = f"{sys.executable} -m pip install {models.BITSANDBYTES}, or set `quantization: none`"
         found.append(failure("processes", "quantization nf4 needs bitsandbytes, which is not installed", way))
     return found or [ok("processes", f"`launch` starts {count}; quantization {params['quantization']}")]
 

@@ -15,11 +15,11 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from tqdm import tqdm
 
-from alignment import command, files, likelihood, models, stats, training
+from alignment import command, files, likelihood, models, planned, stats, training
 from alignment.chat import Chat, Template
 from alignment.command import Refused
 from alignment.models import Dtype, Quantization
-from alignment.schedule import Budget
+from alignment.schedule import Budget, Plan
 
 CURVES = {
     "loss": "loss",
@@ -66,25 +66,17 @@ def main(
     state: Annotated[Path, typer.Option(help="folder for checkpoints, outside the outputs")],
 ) -> None:
     """Train the SFT policy on comparisons."""
-    world = likelihood.processes(device)
-    if world.is_main_process:
-        files.claim(out)
+    world = likelihood.claimed(out, device)
     settings = training.Settings(
         learning_rate, budget, epochs, batch, tokens, steps, per_device_batch, warmup, seed, checkpoint_steps,
-        gradient_checkpointing, dtype, device,
+        gradient_checkpointing, dtype, device, quantization, template,
     )  # fmt: skip
     made_from = {
         "stage": "dpo",
         "base": models.identity(base),
         "parent": files.tree_sha256(sft),
         "data": files.sha256(comparisons),
-        "parameters": {
-            **vars(settings),
-            "beta": beta,
-            "loss": loss,
-            "template": template,
-            "quantization": quantization,
-        },
+        "parameters": {**vars(settings), "beta": beta, "loss": loss},
         "versions": models.versions(),
         "processes": world.num_processes,
     }
@@ -131,7 +123,7 @@ def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def plan_of(rows: list[dict[str, Any]], settings: training.Settings) -> training.Plan:
+def plan_of(rows: list[dict[str, Any]], settings: training.Settings) -> Plan:
     """The run over encoded comparisons; trained tokens are those of both replies."""
     sides = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
     lengths = [len(row["prompt_ids"]) + max(side) for row, side in zip(rows, sides, strict=True)]
@@ -300,10 +292,9 @@ def _trainer(
     checkpoints: Path,
 ) -> Any:
     from datasets import Dataset
-    from transformers import enable_full_determinism
     from trl import DPOConfig, DPOTrainer
 
-    class Trainer(training.Planned, DPOTrainer):
+    class Trainer(planned.Planned, DPOTrainer):
         plan = plan_of(rows, settings)
         means_of_rows = True
 
@@ -311,8 +302,6 @@ def _trainer(
             """Rows arrive as tokens from `chat.py`; TRL tokenises and drops nothing."""
             return dataset
 
-    training.score_trained_positions_only()
-    enable_full_determinism(settings.seed)
     arguments = settings.arguments(checkpoints, len(Trainer.plan.steps))
     # Neither `ref_model` nor `peft_config`: TRL then copies the loaded SFT adapter to a frozen one called `ref`.
     trainer = Trainer(
@@ -321,7 +310,6 @@ def _trainer(
         train_dataset=Dataset.from_list(rows),
         processing_class=chat.tokenizer,
     )
-    training.keep_float32(trainer.model)
     trainer.precompute_ref_logps = "ref_chosen_logps" in rows[0]  # its own way of computing them is not ours
     return trainer
 

@@ -34,9 +34,7 @@ def main(
 ) -> None:
     """Score a checkpoint on the benchmarks."""
     limits = evaluation.limits(items)
-    world = likelihood.processes(device)
-    if world.is_main_process:
-        files.claim(out)
+    world = likelihood.claimed(out, device)
     made_from = {
         "stage": "eval",
         "base": models.identity(base),

@@ -27,16 +27,14 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda")],
 ) -> None:
     """Score one checkpoint on the safety sentences."""
-    first = likelihood.processes(device).is_main_process
-    if first:
-        files.claim(out)
+    world = likelihood.claimed(out, device)
     read = sentences.read(sentences.source(raw))
     chosen = sentences.choose(read, limit, item_seed)
     text = Text(models.tokenizer(base))
     rows = perplexity.tokens(text, chosen)
     model = models.load(base, checkpoint, dtype, device)
     values = perplexity.log_perplexities(model, rows, token_budget)
-    if not first:
+    if not world.is_main_process:
         return
 
     table = perplexity.table(chosen, [max(len(row) - 1, 0) for row in rows], values)

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from alignment import command, files, likelihood, models, stats, training
+from alignment import command, files, likelihood, models, planned, stats, training
 from alignment.chat import IGNORED, Chat, Template
 from alignment.models import Dtype, Quantization
-from alignment.schedule import Budget
+from alignment.schedule import Budget, Plan
 
 CURVES = {"loss": "loss", "learning_rate": "learning_rate"}
 
@@ -46,12 +46,10 @@ def main(
     state: Annotated[Path, typer.Option(help="folder for checkpoints, outside the outputs")],
 ) -> None:
     """Train an adapter on demonstrations."""
-    world = likelihood.processes(device)
-    if world.is_main_process:
-        files.claim(out)
+    world = likelihood.claimed(out, device)
     settings = training.Settings(
         learning_rate, budget, epochs, batch, tokens, steps, per_device_batch, warmup, seed, checkpoint_steps,
-        gradient_checkpointing, dtype, device,
+        gradient_checkpointing, dtype, device, quantization, template,
     )  # fmt: skip
     lora = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": "all-linear"}
     made_from = {
@@ -59,7 +57,7 @@ def main(
         "base": models.identity(base),
         "parent": None,
         "data": files.sha256(demonstrations),
-        "parameters": {**vars(settings), **lora, "template": template, "quantization": quantization},
+        "parameters": {**vars(settings), **lora},
         "versions": models.versions(),
         "processes": world.num_processes,
     }
@@ -102,7 +100,7 @@ def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def plan_of(rows: list[dict[str, Any]], settings: training.Settings) -> training.Plan:
+def plan_of(rows: list[dict[str, Any]], settings: training.Settings) -> Plan:
     """The run over encoded demonstrations."""
     trained = [sum(label != IGNORED for label in row["labels"]) for row in rows]
     return settings.plan([row["id"] for row in rows], [len(row["input_ids"]) for row in rows], trained)
@@ -123,17 +121,14 @@ def _trainer(
 ) -> Any:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import enable_full_determinism
     from trl import SFTConfig, SFTTrainer
 
-    class Trainer(training.Planned, SFTTrainer):
+    class Trainer(planned.Planned, SFTTrainer):
         plan = plan_of(rows, settings)
         means_of_rows = False
 
-    training.score_trained_positions_only()
-    enable_full_determinism(settings.seed)  # before the adapter's weights are drawn
     arguments = settings.arguments(checkpoints, len(Trainer.plan.steps))
-    trainer = Trainer(
+    return Trainer(
         model=model,
         # No length limit and no packing: `sample` has refused what is too long, and every row arrives whole.
         args=SFTConfig(**arguments, max_length=None, packing=False),
@@ -141,8 +136,6 @@ def _trainer(
         processing_class=chat.tokenizer,
         peft_config=LoraConfig(**lora, task_type="CAUSAL_LM"),
     )
-    training.keep_float32(trainer.model)
-    return trainer
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The whole pipeline on the tiny preset, in one process: what the tests of its laws run twice."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ def params(path: str) -> Params:
 
 
 TINY = params("presets/tiny.yaml")
+
+
+def several(processes: int) -> list[str]:
+    """What starts so many; on a machine without GPUs over gloo, where `--cpu` would start one."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*launch, "--main_process_port", "0"]
 
 
 def fetch_all(folder: Path) -> None:

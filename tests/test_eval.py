@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pipeline
 import pyarrow.parquet as pq
 import pytest
 
@@ -99,7 +100,7 @@ def process(base: Path, folder: Path, out: Path, *launch: str) -> "subprocess.Po
     items = [word for entry in ITEMS for word in ("--items", entry)]
     options = ["--token_budget", "512", "--answer_tokens", "4", "--template", "chatml", "--item_seed", "0"]
     options += ["--dtype", "float32", "--device", "cpu", "--state", str(out / "state")]
-    command = [sys.executable, *(launch or ["-m"]), "stages.eval", str(base), str(base), str(folder), *written]
+    command = [*(launch or [sys.executable]), "-m", "stages.eval", str(base), str(base), str(folder), *written]
     return subprocess.Popen(
         [*command, *items, *options],
         stdout=subprocess.PIPE,
@@ -118,10 +119,7 @@ def ended(started: "subprocess.Popen[str]") -> str:
 
 def test_two_processes_write_what_one_writes(tiny: Path, folder: Path, tmp_path: Path) -> None:
     ended(process(tiny, folder, tmp_path / "one"))
-    # On a machine without GPUs this is what starts two processes, over gloo; `--cpu` would start one.
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
-    assert "2 processes" in ended(process(tiny, folder, tmp_path / "two", *launch))
+    assert "2 processes" in ended(process(tiny, folder, tmp_path / "two", *pipeline.several(2)))
     for name in ("items.parquet", "answers.jsonl", "metrics.json"):
         assert files.sha256(tmp_path / "one" / name) == files.sha256(tmp_path / "two" / name)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pipeline
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -485,9 +486,8 @@ def in_processes(count: int, tiny: Path, out: Path) -> tuple[list[str], list[int
     out.mkdir()
     (out / "requests.json").write_text(json.dumps(nested(0)))
     (out / "script.py").write_text(PROCESS)
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [sys.executable, *(launch if count > 1 else []), str(out / "script.py"), str(tiny), str(out)]
+    launch = pipeline.several(count) if count > 1 else [sys.executable]
+    command = [*launch, str(out / "script.py"), str(tiny), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr

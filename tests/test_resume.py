@@ -36,13 +36,6 @@ LONG = {"epochs": 8, "checkpoint_steps": 2}  # 24 steps
 ALONE = [sys.executable, "-m"]
 
 
-def several(processes: int) -> list[str]:
-    """What starts so many; on a machine without GPUs over gloo, where `--cpu` would start one."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [*launch, "--main_process_port", "0", "-m"]
-
-
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that `sft` and `dpo` read."""
@@ -412,7 +405,7 @@ def test_several_processes_train_what_one_trains_and_the_same_bytes_every_time(
 
     def two(stage: str) -> None:
         one, many, again = (run(f"two {stage} {name}", stage, epochs=6, **uneven) for name in ("one", "many", "again"))
-        many.launch = again.launch = several(2)
+        many.launch = again.launch = [*pipeline.several(2), "-m"]
         _stopped(again, signal.SIGTERM, *PARENT)
         # What several processes began is not for one.
         (one.folder / "state").symlink_to(again.folder / "state")
@@ -428,7 +421,7 @@ def test_several_processes_train_what_one_trains_and_the_same_bytes_every_time(
         one, many, again = (
             run(f"three {stage} {name}", stage, epochs=4, **uneven) for name in ("one", "many", "again")
         )
-        many.launch = again.launch = several(3)
+        many.launch = again.launch = [*pipeline.several(3), "-m"]
         _same_training(one, many, stage)
         if soak:
             again.end()

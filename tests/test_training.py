@@ -32,7 +32,7 @@ from alignment import files, likelihood, models, training
 from alignment.chat import IGNORED, Chat, Template
 from alignment.command import Refused
 from alignment.corpora import Role
-from alignment.models import Dtype
+from alignment.models import Dtype, Quantization
 from alignment.schedule import Budget
 from stages import dpo, fetch, sft
 
@@ -141,6 +141,8 @@ def settings(**changes: Any) -> training.Settings:
             "gradient_checkpointing": False,
             "dtype": Dtype.float32,
             "device": "cpu",
+            "quantization": Quantization.none,
+            "template": Template.chatml,
             **changes,
         }
     )
