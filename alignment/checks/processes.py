@@ -1,0 +1,55 @@
+"""Processes: how many `launch` starts, and what they need: a GPU or a core each, and bitsandbytes for nf4."""
+
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+
+from alignment import machine, models
+from alignment.checks import device
+from alignment.checks.findings import Finding, failure, ok, warning
+from alignment.checks.parameters import Params
+
+
+def check(params: Params) -> list[Finding]:
+    """`launch` against the GPUs, nf4 against what is installed."""
+    found, started = [], count(params["launch"])
+    path = _given(params["launch"], "--config_file")
+    if path is not None and not Path(path).is_file():
+        found.append(failure("processes", f"`launch` names {path}, which is not here", "correct `launch`; see launch/"))
+    if params["device"] == "cuda" and device.usable("cuda"):
+        import torch
+
+        gpus = torch.cuda.device_count()
+        if started > gpus:
+            text = f"`launch` starts {started} processes for {gpus} visible GPUs"
+            found.append(failure("processes", text, f"set its --num_processes to {gpus}"))
+        elif started < gpus:
+            text = f"`launch` starts {started} process{'es' * (started > 1)} for {gpus} visible GPUs: the others idle"
+            way = f"set `launch: accelerate launch --multi_gpu --num_processes {gpus} -m`"
+            found.append(warning("processes", text, way))
+    elif params["device"] == "cpu" and started > machine.cores():
+        text = f"`launch` starts {started} processes on {machine.cores()} cores, which slow each other down"
+        found.append(warning("processes", text, f"set its --num_processes to {machine.cores()} at most"))
+    if params["quantization"] == "nf4" and not importlib.util.find_spec("bitsandbytes"):
+        way = f"{sys.executable} -m pip install {models.BITSANDBYTES}, or set `quantization: none`"
+        found.append(failure("processes", "quantization nf4 needs bitsandbytes, which is not installed", way))
+    return found or [ok("processes", f"`launch` starts {started}; quantization {params['quantization']}")]
+
+
+def count(launch: str) -> int:
+    """How many processes `launch` starts."""
+    for flag in ("--num_processes", "--num-processes", "--nproc_per_node"):
+        if (number := _given(launch, flag)) and number.isdigit():
+            return int(number)
+    if (path := _given(launch, "--config_file")) and Path(path).is_file():
+        from dvc.utils.serialize import load_yaml  # type: ignore[import-untyped]
+
+        return int(load_yaml(path).get("num_processes", 1))
+    return 1
+
+
+def _given(launch: str, flag: str) -> str | None:
+    """The word after a flag of `launch`, or None."""
+    words = shlex.split(launch)
+    return words[words.index(flag) + 1] if flag in words[:-1] else None
