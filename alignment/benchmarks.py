@@ -1,7 +1,7 @@
 """The benchmarks: their files, their items' text, the metric that the study reports.
 
-In: the folder of fetched benchmarks, one folder a task. Out: items, and the text by which a training row is found
-to contain one.
+In: the folder of fetched benchmarks, one folder a task. Out: items, their names, and the text by which a training row
+is found to contain one.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignment import records
+from alignment import files, records
 from alignment.command import Refused
 
 
@@ -77,3 +77,15 @@ def items(folder: Path, task: str) -> Iterator[dict[str, Any]]:
     for path in paths(folder, task):
         for _, row in records.rows(path):
             yield row
+
+
+def name(raw: dict[str, Any]) -> str:
+    """An item's name, made of its raw row alone: in what `eval` scores and in what `sample` finds."""
+    return files.digest(raw)[:16]
+
+
+def texts(folder: Path, task: str) -> Iterator[tuple[str, str, str]]:
+    """The name, the question and the right answer of every item of one of the study's tasks."""
+    for raw in items(folder, task):
+        question, answer = BENCHMARKS[task].text(raw)
+        yield name(raw), question, answer

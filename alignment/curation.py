@@ -1,6 +1,6 @@
 """Which rows of a dataset are used, and why the others are not.
 
-In: a corpus. Out: the rows that are kept, and a count for every one that is not.
+In: a corpus. Out: the rows that are kept, a count for every one that is not, and the benchmark items found in rows.
 
 Rows are taken in the order of their keys (see `scan`) through length, duplicates and contamination until enough are
 kept; the rest count as not needed. So asking for more rows gives a superset. Rows that are held out never vary with
@@ -21,7 +21,7 @@ from alignment import benchmarks, models, overlap
 from alignment.benchmarks import BENCHMARKS
 from alignment.chat import Chat, Lengths, Template
 from alignment.corpora import Cause, Role, opening, whole_text
-from alignment.overlap import Contamination, NearDuplicates
+from alignment.overlap import Contamination, Item, NearDuplicates
 from alignment.scan import Reader, Row
 
 
@@ -33,7 +33,7 @@ class Measured(NamedTuple):
         opening: a hash of the words before the first reply.
         lengths: its tokens.
         too_long: the cause for which its length refuses it, or None.
-        contaminated: the benchmarks of which it contains an item.
+        contaminated: the benchmark items that it contains.
         signature: its MinHash.
     """
 
@@ -41,7 +41,7 @@ class Measured(NamedTuple):
     opening: bytes
     lengths: Lengths
     too_long: Cause | None
-    contaminated: list[str]
+    contaminated: list[Item]
     signature: NDArray[np.uint32]
 
 
@@ -72,7 +72,7 @@ class Measure:
         contamination_ngram: int,
     ) -> "Measure":
         """Load the tokenizer of a base model and the items of the study's benchmarks."""
-        texts = {name: map(task.text, benchmarks.items(benchmark_folder, name)) for name, task in BENCHMARKS.items()}
+        texts = {task: benchmarks.texts(benchmark_folder, task) for task in BENCHMARKS}
         chat = Chat(models.tokenizer(base), template)
         return cls(chat, max_prompt_tokens, max_tokens, Contamination(texts, contamination_ngram))
 
@@ -97,23 +97,29 @@ def _digest(content: bytes) -> bytes:
 
 @dataclass
 class Account:
-    """Every row read has one line here: kept, held out, not needed, or dropped for a cause."""
+    """Every row read has one line here: kept, held out, not needed, or dropped for a cause.
+
+    Attributes:
+        contaminated: the id of every row dropped for the benchmark items that it contains, and these.
+    """
 
     read: int = 0
     kept: int = 0
     heldout: int = 0
     not_needed: int = 0
     dropped: Counter[Cause] = field(default_factory=Counter)
-    contaminated: Counter[str] = field(default_factory=Counter)
+    contaminated: list[tuple[str, list[Item]]] = field(default_factory=list)
 
     def metrics(self) -> dict[str, int]:
         """Flat counts, every cause and every benchmark named, so that datasets line up in one set of columns."""
         rows = {"read": self.read, "kept": self.kept, "heldout": self.heldout, "not_needed": self.not_needed}
         dropped = {f"dropped.{cause}": self.dropped[cause] for cause in Cause}
+        tasks = Counter(task for _, items in self.contaminated for task in {task for task, _ in items})
         return {
             **{f"rows.{name}": count for name, count in rows.items()},
             **dropped,
-            **{f"contaminated.{name}": self.contaminated[name] for name in BENCHMARKS},
+            **{f"contaminated.{name}": tasks[name] for name in BENCHMARKS},
+            "contaminated.items": len({item for _, items in self.contaminated for item in items}),
         }
 
     def check(self) -> None:
@@ -191,7 +197,7 @@ class _Taker:
         if measured.too_long:
             return measured.too_long
         if measured.contaminated:
-            self.account.contaminated.update(measured.contaminated)
+            self.account.contaminated.append((row.id, measured.contaminated))
             return Cause.contaminated
         # The rows of a group share much; how many of them are kept is its corpus's policy.
         if self.near.has(measured.signature, row.group or None):
@@ -232,6 +238,7 @@ SCHEMAS: dict[Role, pa.Schema] = {
         ]
     ),
 }
+FOUND = pa.schema([("row", pa.string()), ("task", pa.string()), ("item", pa.string())])
 
 
 def table(role: Role, train: list[Row], heldout: list[Row]) -> pa.Table:
@@ -243,3 +250,9 @@ def table(role: Role, train: list[Row], heldout: list[Row]) -> pa.Table:
         for part in parts
     )
     return pa.concat_tables(tables)
+
+
+def found(account: Account) -> pa.Table:
+    """The items found and the rows that were dropped for them, as `FOUND`, sorted; equal rows have one line an item."""
+    lines = sorted({(row, *item) for row, items in account.contaminated for item in items})
+    return pa.Table.from_pylist([dict(zip(FOUND.names, line, strict=True)) for line in lines], FOUND)

@@ -325,7 +325,7 @@ def _row(
     return {
         "task": part.task,
         "subject": part.subject,
-        "item": files.digest(raw)[:16],
+        "item": benchmarks.name(raw),
         "row": row,
         "loglikelihoods": loglikelihoods,
         "is_greedy": is_greedy,

@@ -1,6 +1,6 @@
 """What texts share: runs of words that give a benchmark item away, and near duplicates.
 
-In: texts. Out: their words without case and punctuation, the benchmarks whose items a text contains, whether a text
+In: texts. Out: their words without case and punctuation, the benchmark items that a text contains, whether a text
 nearly repeats another one.
 
 Words are compared by 64-bit hashes and runs of words by polynomials over them. That two different runs of a million
@@ -25,6 +25,7 @@ PERMUTATIONS = 128  # of MinHash: an estimated similarity is within 0.07 of the 
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # of the polynomials; odd, so that no word's hash is lost
 
 Hashes = NDArray[np.uint64]
+Item = tuple[str, str]  # a benchmark, and the name of one of its items
 
 
 def normal(text: str) -> list[str]:
@@ -54,18 +55,19 @@ class Contamination:
     not at all where it has none: "to find out more" is an item of ToxiGen.
 
     Args:
-        items: for each benchmark, the question and the answer of every item.
+        items: for each benchmark, the name, the question and the answer of every item.
         ngram: words in a run.
     """
 
-    def __init__(self, items: Mapping[str, Iterable[tuple[str, str]]], ngram: int) -> None:
-        self._tasks = sorted(items)
+    def __init__(self, items: Mapping[str, Iterable[tuple[str, str, str]]], ngram: int) -> None:
+        self._items: list[Item] = []
         self._ngram = ngram
-        found: dict[int, list[tuple[int, Hashes]]] = {}  # the number of a task and its runs, by their length
-        for number, task in enumerate(self._tasks):
-            for question, answer in items[task]:
+        found: dict[int, list[tuple[int, Hashes]]] = {}  # the number of an item and its runs, by their length
+        for task, texts in items.items():
+            for name, question, answer in texts:
                 for length, numbers in self._telling(question, answer):
-                    found.setdefault(length, []).append((number, numbers))
+                    found.setdefault(length, []).append((len(self._items), numbers))
+                self._items.append((task, name))
         self._known = {length: _sorted(parts) for length, parts in found.items()}
 
     def _telling(self, question: str, answer: str) -> Iterator[tuple[int, Hashes]]:
@@ -80,23 +82,25 @@ class Contamination:
             if length >= PROOF:
                 yield length, numbers
 
-    def __call__(self, words: Hashes) -> list[str]:
-        """The benchmarks of which a text contains an item, by the hashes of its words."""
-        found = 0  # a bit for each task
+    def __call__(self, words: Hashes) -> list[Item]:
+        """The items that a text contains, by the hashes of its words, sorted."""
+        found: set[int] = set()
         for length, numbers in runs(words, self._ngram):
             if length in self._known:
-                known, tasks = self._known[length]
-                at = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
-                found |= int(np.bitwise_or.reduce(tasks[at[known[at] == numbers]], initial=0))
-        return [task for number, task in enumerate(self._tasks) if found >> number & 1]
+                known, items = self._known[length]
+                first = np.searchsorted(known, numbers)
+                hit = known[np.minimum(first, len(known) - 1)] == numbers
+                for start, run in zip(first[hit], numbers[hit], strict=True):
+                    found.update(items[start : np.searchsorted(known, run, side="right")].tolist())
+        return sorted({self._items[number] for number in found})
 
 
-def _sorted(parts: list[tuple[int, Hashes]]) -> tuple[Hashes, NDArray[np.int64]]:
-    """Runs in order, each once, and for each a bit for every task that has it."""
-    known, places = np.unique(np.concatenate([numbers for _, numbers in parts]), return_inverse=True)
-    tasks = np.zeros(len(known), dtype=np.int64)
-    np.bitwise_or.at(tasks, places, np.repeat([1 << task for task, _ in parts], [len(n) for _, n in parts]))
-    return known, tasks
+def _sorted(parts: list[tuple[int, Hashes]]) -> tuple[Hashes, NDArray[np.int32]]:
+    """Runs in order, one that several items have as often, and for each the number of its item."""
+    known = np.concatenate([numbers for _, numbers in parts])
+    items = np.repeat(np.array([item for item, _ in parts], dtype=np.int32), [len(n) for _, n in parts])
+    order = np.argsort(known, kind="stable")
+    return known[order], items[order]
 
 
 def signature(words: Hashes) -> NDArray[np.uint32]:

@@ -71,7 +71,8 @@ def curate(raw: Path, wanted: int, base: Path, benchmarks: Path, out: Path) -> N
     limits = yaml.safe_load(Path("presets/paper.yaml").read_text(encoding="utf-8"))["sample"]
     options: dict[str, Any] = {"role": Role.demonstrations, "corpus": "orca", "rows": wanted, **limits}
     options |= {"template": Template.chatml, "seed": 0, "item_seed": 0}
-    sample.main(raw, base, benchmarks, out / "rows.parquet", out / "metrics.json", **options)
+    outs = (out / "rows.parquet", out / "contaminated.parquet", out / "metrics.json")
+    sample.main(raw, base, benchmarks, *outs, **options)
 
 
 def measured(work: Callable[..., None], *arguments: Any) -> str:

@@ -1,7 +1,8 @@
 """Choose the rows that are trained on: parse, refuse, measure, hold out.
 
 In: a fetched corpus, the tokenizer of the base model, the fetched benchmarks.
-Out: one Parquet file of examples with their split, and metrics that account for every row.
+Out: one Parquet file of examples with their split, one of the benchmark items found in rows that were refused for
+them, and metrics that account for every row.
 """
 
 from functools import partial
@@ -22,6 +23,7 @@ def main(
     base: Annotated[Path, typer.Argument(help="the base model, for its tokenizer")],
     benchmark_folder: Annotated[Path, typer.Argument(help="the fetched benchmarks, whose items must not be trained")],
     out: Annotated[Path, typer.Argument(help="the chosen rows, as Parquet")],
+    contaminated: Annotated[Path, typer.Argument(help="the benchmark items found in refused rows, as Parquet")],
     metrics: Annotated[Path, typer.Argument(help="the account of every row, as JSON")],
     role: Annotated[Role, typer.Option(help="what the rows are for")],
     corpus: Annotated[str, typer.Option(help="a dataset of alignment/corpora/")],
@@ -56,6 +58,7 @@ def main(
             f"raise the limit that refuses them in the section `sample` of params.yaml, or choose another dataset"
         )
     files.write_parquet(out, curation.table(role, train, held))
+    files.write_parquet(contaminated, curation.found(account))
     lengths = [row.measured.lengths for row in train]
     described = description.describe(role, [row.example for row in train], lengths, groups)
     files.write_json(metrics, {**account.metrics(), **described})

@@ -61,6 +61,7 @@ def sample_role(folder: Path, role: Role, params: Params = TINY, **changes: Any)
         folder / "models/base",
         folder / "data/raw/benchmarks",
         folder / f"data/sampled/{role}.parquet",
+        folder / f"data/sampled/{role}.contaminated.parquet",
         folder / f"metrics/sample/{role}.json",
         role=role,
         **options,

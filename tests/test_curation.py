@@ -23,7 +23,7 @@ from alignment.command import Refused
 from alignment.corpora import Cause, Role
 from alignment.curation import Account, Measured
 from alignment.keys import Policy
-from alignment.overlap import Contamination
+from alignment.overlap import Contamination, Item
 from alignment.scan import Row
 
 MINI = Path(__file__).parents[1] / "data/mini"
@@ -42,7 +42,7 @@ def write(path: Path, rows: Iterable[Any]) -> Path:
 def measured(
     example: Any,
     too_long: Callable[[str], Cause | None] = lambda text: None,
-    contamination: Callable[[str], list[str]] = lambda text: [],
+    contamination: Callable[[str], list[Item]] = lambda text: [],
 ) -> Measured:
     text, opened = (" ".join(overlap.normal(said(example))) for said in (corpora.whole_text, corpora.opening))
     signature = overlap.signature(overlap.hashes(text.split()))
@@ -93,7 +93,7 @@ def test_every_row_is_accounted_for(many: list[dict[str, str]], tmp_path: Path) 
         measure=partial(
             measured,
             too_long=lambda text: Cause.long if len(text) > 14 else None,
-            contamination=lambda text: ["piqa", "mmlu"] if "kettle" in text else [],
+            contamination=lambda text: [("mmlu", "a"), ("mmlu", "b"), ("piqa", "a")] if "kettle" in text else [],
         ),
     )
     metrics = account.metrics()
@@ -106,7 +106,7 @@ def test_every_row_is_accounted_for(many: list[dict[str, str]], tmp_path: Path) 
         assert metrics[f"dropped.{cause}"] > 1
     assert metrics["rows.not_needed"] > 1
     assert metrics["contaminated.piqa"] == metrics["contaminated.mmlu"] == metrics["dropped.contaminated"]
-    assert metrics["contaminated.toxigen"] == 0
+    assert (metrics["contaminated.toxigen"], metrics["contaminated.items"]) == (0, 3)
 
 
 def test_an_account_that_does_not_add_up_is_an_error() -> None:
@@ -357,39 +357,45 @@ def test_the_first_five_malformed_rows_are_shown_and_no_more_are_read(tmp_path: 
 # Contamination
 
 
-def contamination(items: dict[str, Iterable[tuple[str, str]]], text: str) -> list[str]:
+def contamination(items: dict[str, Iterable[tuple[str, str, str]]], text: str) -> list[Item]:
     return Contamination(items, 13)(overlap.hashes(overlap.normal(text)))
 
 
 LONG = "A farmer leaves his wet boots beside the stove every night. Why do they crack?"
-ITEMS: dict[str, Iterable[tuple[str, str]]] = {
-    "piqa": [(LONG, "Dry heat shrinks the leather of the boots too fast.")],
-    "arc_challenge": [("Which of these boils a kettle fastest on a stove?", "steam")],
-    "truthfulqa_mc2": [
-        ("What happens to you if you swallow a cherry stone?", "It passes through you, and you will be perfectly fine.")
+ITEMS: dict[str, Iterable[tuple[str, str, str]]] = {
+    "piqa": [
+        ("heat", LONG, "Dry heat shrinks the leather of the boots too fast."),
+        ("cold", LONG, "The cold of the night makes them shrink."),
     ],
-    "mmlu": [("Who painted it?", "Artemisia Gentileschi of Rome"), ("7 + 5", "12")],
+    "arc_challenge": [("stove", "Which of these boils a kettle fastest on a stove?", "steam")],
+    "truthfulqa_mc2": [
+        ("stone", "What happens to you if you swallow a cherry stone?", "It passes through you, and you will be fine.")
+    ],
+    "mmlu": [("who", "Who painted it?", "Artemisia Gentileschi of Rome"), ("sum", "7 + 5", "12")],
 }
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (f"Tell me. {LONG} I wonder.", ["piqa"]),
-        (LONG.upper().replace(" ", "\n"), ["piqa"]),
+        (f"Tell me. {LONG} I wonder.", [("piqa", "cold"), ("piqa", "heat")]),
+        (LONG.upper().replace(" ", "\n"), [("piqa", "cold"), ("piqa", "heat")]),
         ("He leaves his wet boots beside the stove every night.", []),
-        ("Every night, why do they crack? Dry heat shrinks the leather of the boots too fast.", ["piqa"]),
-        ("which of these boils a kettle fastest on a stove", ["arc_challenge"]),
+        ("Every night, why do they crack? Dry heat shrinks the leather of the boots too fast.", [("piqa", "heat")]),
+        ("which of these boils a kettle fastest on a stove", [("arc_challenge", "stove")]),
         ("Which of these boils a kettle faster on a stove? Steam.", []),
-        ("What happens to you if you swallow a cherry stone? A tree grows.", ["truthfulqa_mc2"]),
-        ("Who painted it? Artemisia Gentileschi, of Rome.", ["mmlu"]),
+        ("What happens to you if you swallow a cherry stone? A tree grows.", [("truthfulqa_mc2", "stone")]),
+        ("Who painted it? Artemisia Gentileschi, of Rome.", [("mmlu", "who")]),
         ("Who painted it? Rembrandt.", []),
         ("7 + 5 = 12", []),
-        (f"{LONG} Who painted it? Artemisia Gentileschi of Rome.", ["mmlu", "piqa"]),
+        (
+            f"{LONG} The cold of the night. Who painted it? Artemisia Gentileschi of Rome.",
+            [("mmlu", "who"), ("piqa", "cold"), ("piqa", "heat")],
+        ),
         ("", []),
     ],
 )
-def test_an_item_inside_a_text_is_found_and_its_benchmark_named(text: str, found: list[str]) -> None:
+def test_the_items_inside_a_text_are_found_and_named(text: str, found: list[Item]) -> None:
     assert contamination(ITEMS, text) == found
 
 
@@ -399,16 +405,16 @@ def test_an_item_is_found_across_the_turns_of_a_row(sides: tuple[str, ...]) -> N
     answer = {"role": "assistant", "content": "Artemisia Gentileschi of Rome!"}
     parts = [[turns[0], answer]] if sides == ("messages",) else [turns[:1], [answer], turns[1:]]
     example = dict(zip(sides, parts, strict=True))
-    assert contamination(ITEMS, corpora.whole_text(example)) == ["mmlu"]
+    assert contamination(ITEMS, corpora.whole_text(example)) == [("mmlu", "who")]
 
 
 @pytest.mark.parametrize("task", benchmarks.BENCHMARKS)
 def test_every_embedded_item_has_a_text_and_is_found(task: str, tmp_path: Path) -> None:
     (tmp_path / task).symlink_to(MINI / pins.BENCHMARKS[task].name, target_is_directory=True)
-    texts = [benchmarks.BENCHMARKS[task].text(row) for row in benchmarks.items(tmp_path, task)]
+    texts = list(benchmarks.texts(tmp_path, task))
     find = Contamination({task: texts}, 13)
-    quoted = [overlap.normal(f"{question} {answer}") for question, answer in texts]
-    assert texts and all(find(overlap.hashes(words)) == [task] for words in quoted if len(words) >= 4)
+    quoted = [(name, overlap.normal(f"{question} {answer}")) for name, question, answer in texts]
+    assert texts and all((task, name) in find(overlap.hashes(words)) for name, words in quoted if len(words) >= 4)
 
 
 def test_a_benchmark_without_files_is_refused(tmp_path: Path) -> None:

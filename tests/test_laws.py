@@ -1,5 +1,6 @@
 """Laws 1 and 2: no network after `fetch`, same inputs give same bytes. Law 4 is in test_resume.py."""
 
+import json
 import shutil
 import socket
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import pipeline
 import pytest
 
-from alignment import files, models
+from alignment import evaluation, files, models
+from alignment.benchmarks import BENCHMARKS
 from alignment.corpora import Role
 
 STAGES = {
@@ -77,6 +79,30 @@ def test_adapter_knows_its_base(twice: tuple[Path, Path], tiny: Path) -> None:
     assert models.lineage(one / "models/dpo")["parent"] == files.tree_sha256(one / "models/sft")
     with pytest.raises(models.Refused, match="another base"):
         models.load(tiny, one / "models/sft", models.Dtype.float32, "cpu")
+
+
+def test_sample_names_an_item_as_eval_does(twice: tuple[Path, Path], tmp_path: Path) -> None:
+    """A raw row, known by its place in the benchmark's files, has one name in both tables."""
+    import pyarrow.parquet as pq
+
+    one, _ = twice
+    for place in ("data/raw", "models/base"):
+        shutil.copytree(one / place, tmp_path / place)
+    parts = [p for task in BENCHMARKS for p in evaluation.items(one / "data/raw/benchmarks", task, None, 0)]
+    raw = {(part.task, part.subject): part.rows for part in parts}
+    wanted = set()
+    with (tmp_path / "data/raw/demonstrations/train.jsonl").open("a") as stream:
+        for scored in pq.read_table(one / "data/eval/base.parquet").to_pylist():
+            question, answer = BENCHMARKS[scored["task"]].text(raw[scored["task"], scored["subject"]][scored["row"]])
+            if len(f"{question} {answer}".split()) >= 13:
+                turns = [f"Look: {question}", answer or "Yes."]
+                stream.write(json.dumps({"conversations": turns, "source": "planted"}) + "\n")
+                messages = [{"role": r, "content": c} for r, c in zip(("user", "assistant"), turns, strict=True)]
+                wanted.add((files.digest({"messages": messages})[:16], scored["task"], scored["item"]))
+    pipeline.sample_role(tmp_path, Role.demonstrations, rows=10**6, heldout=10**6)
+    found = pq.read_table(tmp_path / "data/sampled/demonstrations.contaminated.parquet").to_pylist()
+    assert {task for _, task, _ in wanted} == set(BENCHMARKS)
+    assert wanted <= {(row["row"], row["task"], row["item"]) for row in found}
 
 
 def test_seed_changes_training_rows_but_not_held_out_rows(twice: tuple[Path, Path], tmp_path: Path) -> None:

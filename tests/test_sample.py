@@ -29,6 +29,7 @@ LIMITS: dict[str, Any] = {
     "seed": 0,
     "item_seed": 0,
 }
+OUTS = ("rows.parquet", "contaminated.parquet", "metrics.json")
 ROWS = [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(12)]
 
 Sample = Callable[..., tuple[list[dict[str, Any]], dict[str, float]]]
@@ -51,9 +52,9 @@ def run(tiny: Path, benchmark_folder: Path, tmp_path: Path) -> Sample:
             (tmp_path / "raw").mkdir(exist_ok=True)
             (tmp_path / "raw/own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in raw))
             raw = tmp_path / "raw"
-        out, metrics = tmp_path / name / "rows.parquet", tmp_path / name / "metrics.json"
+        out, contaminated, metrics = (tmp_path / name / file for file in OUTS)
         options = {"role": Role.demonstrations, "corpus": corpus, **LIMITS, **change}
-        sample.main(raw, tiny, benchmark_folder, out, metrics, **options)
+        sample.main(raw, tiny, benchmark_folder, out, contaminated, metrics, **options)
         return pq.read_table(out).to_pylist(), files.read_json(metrics)
 
     return run
@@ -118,11 +119,63 @@ def test_a_set_without_the_role_is_refused(run: Sample) -> None:
 
 @pytest.mark.parametrize("task", benchmarks.BENCHMARKS)
 def test_a_benchmark_s_item_never_trains(run: Sample, benchmark_folder: Path, task: str) -> None:
-    texts = [benchmarks.BENCHMARKS[task].text(row) for row in benchmarks.items(benchmark_folder, task)]
-    question, answer = max(texts, key=lambda text: len(" ".join(text)))
+    _, question, answer = longest(benchmark_folder, task)
     _, metrics = run([*ROWS, {"prompt": f"Look: {question}", "completion": answer or "Yes."}])
     found = {name for name, count in metrics.items() if name.startswith("contaminated.") and count}
-    assert (metrics["dropped.contaminated"], found) == (1, {f"contaminated.{task}"})
+    assert (metrics["dropped.contaminated"], found) == (1, {f"contaminated.{task}", "contaminated.items"})
+
+
+def longest(benchmark_folder: Path, task: str) -> tuple[str, str, str]:
+    """The name, the question and the answer of the benchmark's item of most characters."""
+    return max(benchmarks.texts(benchmark_folder, task), key=lambda text: len(" ".join(text)))
+
+
+def test_the_items_in_a_refused_row_are_named_with_its_id(run: Sample, benchmark_folder: Path, tmp_path: Path) -> None:
+    (arc, question, answer), (piqa, goal, solution) = (longest(benchmark_folder, t) for t in ("arc_challenge", "piqa"))
+    turns = [
+        {"role": "user", "content": f"{question} {answer}"},
+        {"role": "assistant", "content": f"{goal} {solution}"},
+    ]
+    _, metrics = run([*ROWS, {"messages": turns}, {"messages": turns}])
+    row = files.digest({"messages": turns})[:16]
+    assert pq.read_table(tmp_path / "out/contaminated.parquet").to_pylist() == [
+        {"row": row, "task": "arc_challenge", "item": arc},
+        {"row": row, "task": "piqa", "item": piqa},
+    ]
+    assert (metrics["dropped.contaminated"], metrics["contaminated.items"]) == (2, 2)
+    assert (metrics["contaminated.arc_challenge"], metrics["contaminated.piqa"]) == (2, 2)
+
+
+def test_where_no_item_is_found_the_file_is_empty_with_its_schema(run: Sample, tmp_path: Path) -> None:
+    _, metrics = run(ROWS)
+    found = pq.read_table(tmp_path / "out/contaminated.parquet")
+    assert (found.num_rows, metrics["contaminated.items"]) == (0, 0) and found.schema == curation.FOUND
+
+
+@pytest.fixture
+def planted(benchmark_folder: Path) -> list[dict[str, str]]:
+    """A row for every embedded item that is long enough to be found."""
+    texts = (text for task in benchmarks.BENCHMARKS for text in benchmarks.texts(benchmark_folder, task))
+    found = [(question, answer) for _, question, answer in texts if len(f"{question} {answer}".split()) > 20]
+    return [{"prompt": f"Look: {question}", "completion": answer or "Yes."} for question, answer in found]
+
+
+def test_items_in_rows_that_were_not_needed_are_not_named(
+    run: Sample, planted: list[dict[str, str]], tmp_path: Path
+) -> None:
+    _, metrics = run([*ROWS, *planted], rows=1, heldout=1)
+    named = {row["row"] for row in pq.read_table(tmp_path / "out/contaminated.parquet").to_pylist()}
+    assert 0 < len(named) == metrics["dropped.contaminated"] < len(planted)
+
+
+def test_the_order_of_rows_does_not_change_the_bytes(
+    run: Sample, planted: list[dict[str, str]], tmp_path: Path
+) -> None:
+    for name, rows in (("one", [*ROWS, *planted]), ("two", [*planted[::-1], *ROWS])):
+        run(rows, name)
+    found = [tuple(row.values()) for row in pq.read_table(tmp_path / "one/contaminated.parquet").to_pylist()]
+    assert len(found) >= len(planted) and found == sorted(set(found))
+    assert files.tree_sha256(tmp_path / "one") == files.tree_sha256(tmp_path / "two")
 
 
 @pytest.fixture
@@ -171,13 +224,14 @@ REAL: list[tuple[str, Role, dict[str, int]]] = [
         "lima",
         Role.demonstrations,
         {"rows.read": 1029, "rows.kept": 973, "rows.heldout": 42, "dropped.contaminated": 14}
-        | {"contaminated.hellaswag": 12, "contaminated.arc_challenge": 1, "contaminated.mmlu": 1},
+        | {"contaminated.hellaswag": 12, "contaminated.arc_challenge": 1, "contaminated.mmlu": 1}
+        | {"contaminated.items": 14},
     ),
     (
         "orca",
         Role.demonstrations,
         {"rows.read": 384, "rows.kept": 362, "rows.heldout": 20, "dropped.contaminated": 2}
-        | {"contaminated.hellaswag": 1, "contaminated.mmlu": 1},
+        | {"contaminated.hellaswag": 1, "contaminated.mmlu": 1, "contaminated.items": 2},
     ),
     (
         "hh",
@@ -205,8 +259,8 @@ def test_real_rows_are_accounted_for_exactly(
         (folder / task).symlink_to(mirror / repository.name, target_is_directory=True)
     (tmp_path / "raw").mkdir()
     sources.fetch(corpora.load(corpus).SOURCE, str(mirror), tmp_path / "raw")
-    out, metrics = tmp_path / "rows.parquet", tmp_path / "metrics.json"
+    outs = [tmp_path / file for file in OUTS]
     options = {**LIMITS, "near_duplicate": 0.8, "heldout_share": 0.05}
-    sample.main(tmp_path / "raw", tiny, folder, out, metrics, role=role, corpus=corpus, **options)
-    counts = {name: n for name, n in files.read_json(metrics).items() if name.startswith(("rows", "drop", "contam"))}
+    sample.main(tmp_path / "raw", tiny, folder, *outs, role=role, corpus=corpus, **options)
+    counts = {name: n for name, n in files.read_json(outs[2]).items() if name.startswith(("rows", "drop", "contam"))}
     assert {name: n for name, n in counts.items() if n} == wanted
