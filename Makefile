@@ -5,12 +5,20 @@ BIN := .venv/bin
 PRESET ?= paper
 CHECKPOINT ?= dpo
 SOURCE ?= mini
+REVS ?= workspace
+BASELINE ?= base
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check preset doctor export bench agree soak
+.PHONY: repro study compare test check preset doctor export bench agree soak
 
 repro: .venv  ## rebuild what has changed, and show the table
 	dvc repro
+
+study: .venv  ## every variant of params.yaml's section `study` that is missing, as experiments; then side by side
+	python -m stages.study params.yaml
+
+compare: .venv  ## commits, branches, experiments or the workspace side by side, with paired tests; into metrics/study.md
+	python -m stages.compare $(REVS) --baseline "$(BASELINE)" --out metrics/study.md
 
 test: .venv  ## every test
 	pytest

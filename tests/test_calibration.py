@@ -5,16 +5,18 @@ keeps inside. 2,000 repetitions with fixed seeds; 4,000 others in `make soak`.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from scipy import stats as reference
 
-from alignment import contrasts, resampling, stats
+from alignment import contrasts, resampling, stats, variants
 from alignment.contrasts import Seeds
+from alignment.revisions import Checkpoint
 from alignment.stats import Estimate, Floats, Statistic
+from alignment.variants import Comparison, Variant
 
 FALSE_ALARM = 1e-3  # of a law that holds, at both ends together
 GROUPS = (0.9, 0.6, 0.5, 0.5)  # the shares of rows that are about each group; they overlap
@@ -242,11 +244,111 @@ def test_a_difference_of_variants_has_the_variance_of_their_seeds(repeated: Repe
         item = generator.normal(scale=0.5, size=items)
         seed = generator.normal(scale=0.03, size=(variants, runs, 1))
         outcomes = item + seed + generator.normal(scale=0.05, size=(variants, runs, items))
-        pooled = Seeds.pooled(outcomes.mean(axis=2).tolist())
+        seeds = Seeds.pooled(list(outcomes.mean(axis=2))).part([-1, 1], [runs, runs])
         change = stats.of_mean(outcomes[1].mean(axis=0) - outcomes[0].mean(axis=0))
-        whole, degrees = contrasts.seeded(change, items - 1, pooled, [runs, runs])
+        parts = [contrasts.Part(change.se**2, items - 1), seeds]
+        whole, degrees = contrasts.summed(change.value, items, parts)
         return [rejected(whole.value, whole.se, degrees), rejected(change.value, change.se, items - 1)]
 
     seeded, items_only = repeated.events(happens)
     assert repeated.holds(seeded)
     assert items_only > repeated.bounds(0.05)[1]
+
+
+def grid(generator: np.random.Generator, names: Sequence[str], runs: int, items: int, drawn: float) -> Comparison:
+    """Variants that are all alike, on two tasks and four groups of sentences; each run has its own noise and draw."""
+    ease = {task: generator.normal(size=items) for task in ("piqa", "mmlu")}
+    text = generator.integers(items * 5 // 6, size=items)
+    groups = {f"g{number}": generator.random(items) < share for number, share in enumerate(GROUPS)}
+
+    def figures() -> dict[str, Statistic]:
+        found = {}
+        for task, own in ease.items():
+            noise = generator.normal(scale=0.3, size=items) + drawn * generator.normal()
+            found[task] = variants.mean(own + noise)
+        values = (ease["piqa"] + generator.normal(scale=0.3, size=items))[text]
+        for group, members in groups.items():
+            mean = float(values[members].mean())
+            influence = np.where(members, (values - mean) / members.sum(), 0.0)
+            found[f"auc_len.{group}"] = Statistic(mean + drawn * generator.normal(), influence, members)
+        return found
+
+    seeds = tuple(Checkpoint(None, "sft") for _ in range(runs))
+    return Comparison(
+        variants={name: Variant(name, seeds) for name in names},
+        figures={name: [figures() for _ in range(runs)] for name in names},
+        tasks={"piqa": "acc_norm", "mmlu": "acc"},
+        items=dict.fromkeys(ease, items),
+        groups=list(groups),
+        texts=text,
+    )
+
+
+def test_a_family_of_variants_keeps_its_level(repeated: Repeated) -> None:
+    """Holm over all differences to one variant, with the variance of seeds; without either it does not."""
+    names = ["a", "b", "c", "d"]
+
+    def happens(generator: np.random.Generator) -> list[bool]:
+        comparison = grid(generator, names, 3, 200, 0.05)
+        found = [comparison.contrast({v: 1.0, "a": -1.0}, m) for v in names[1:] for m in comparison.tasks]
+        items = [
+            contrasts.difference(comparison.over_runs("a", m), comparison.over_runs(v, m)).estimate(np.arange(200))
+            for v in names[1:]
+            for m in comparison.tasks
+        ]
+        ps, alone = [each.p() for each in found], [contrasts.p_value(each, 199) for each in items]
+        return [ps[0] < 0.05, min(contrasts.holm(ps)) < 0.05, min(contrasts.holm(alone)) < 0.05, min(ps) < 0.05]
+
+    one, family, items_only, unadjusted = repeated.events(happens)
+    _, high = repeated.bounds(0.05)
+    # The noise of a run's items stands in its own variance and in that of seeds: a little below the level.
+    assert repeated.times * 0.01 < one <= high
+    assert family <= high
+    assert items_only > high
+    assert unadjusted > high
+
+
+def test_alike_variants_are_uneven_over_groups_at_most_at_5_percent(repeated: Repeated) -> None:
+    """Also where seeds move groups apart; by items alone, or by a covariance from so few runs, it is far more often."""
+    names = ["a", "b", "c", "d"]
+
+    def happens(generator: np.random.Generator) -> list[bool]:
+        comparison = grid(generator, names, 3, 200, 0.1)
+        weights = {"a": 1.0, "b": -1.0}
+        changes = [
+            contrasts.difference(*(comparison.over_runs(v, f"auc_len.{g}") for v in "ab")) for g in comparison.groups
+        ]
+        seeds = comparison.seeds("sft", tuple(f"auc_len.{group}" for group in comparison.groups)).covariance * 2 / 3
+        apart = np.array([change.value for change in changes])
+        k = (np.eye(4) - 1 / 4)[:3]
+        between = k @ (contrasts.covariance(changes, comparison.texts) + seeds) @ k.T
+        full = reference.chi2.sf((k @ apart) @ np.linalg.solve(between, k @ apart), 3)
+        return [
+            comparison.uneven(weights).p < 0.05,
+            contrasts.uneven(changes, comparison.texts).p < 0.05,
+            full < 0.05,
+        ]
+
+    spherical, items_only, full = repeated.events(happens)
+    _, high = repeated.bounds(0.05)
+    assert repeated.times * 0.01 < spherical <= high
+    assert items_only > high
+    assert full > high
+
+
+def test_a_planted_difference_of_variants_is_found_as_often_as_the_formula_says(repeated: Repeated) -> None:
+    found: list[variants.Contrast] = []
+
+    def happens(generator: np.random.Generator) -> bool:
+        contrast = grid(generator, ["a", "b", "c", "d"], 3, 200, 0.1).contrast({"a": 1.0, "b": -1.0}, "piqa")
+        shifted = Estimate(contrast.estimate.value + 0.3, contrast.estimate.se, 0, 0, 0)
+        found.append(contrast)
+        return contrasts.p_value(shifted, contrast.degrees) < 0.05
+
+    often = int(repeated.events(happens)) / repeated.times
+    said = [
+        reference.nct.sf(reference.t.ppf(0.975, each.degrees), each.degrees, 0.3 / each.estimate.se)
+        for each in found[:200]
+    ]
+    assert 0.3 < np.mean(said) < 0.97
+    assert abs(often - np.mean(said)) < 0.06

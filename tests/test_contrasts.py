@@ -82,27 +82,69 @@ def test_one_group_or_equal_groups_cannot_be_uneven(copies: list[int]) -> None:
     assert math.isnan(result.chi2) and math.isnan(result.p)
 
 
+def test_a_contrast_is_the_weighted_sum_of_its_figures_row_by_row() -> None:
+    found, _ = figures(3)
+    weights = (1.0, -0.5, -0.5)
+    interaction = contrasts.contrast(weights, found)
+    assert interaction.value == pytest.approx(sum(w * each.value for w, each in zip(weights, found, strict=True)))
+    variance = np.array(weights) @ contrasts.covariance(found, np.arange(300)) @ np.array(weights)
+    rows = interaction.estimate(np.arange(300))
+    # Each figure's own count of rows is in the covariance, theirs together in the sum.
+    assert rows.se**2 == pytest.approx(variance, rel=0.01)
+    assert contrasts.difference(found[0], found[1]).value == found[1].value - found[0].value
+
+
+def test_p_of_a_margin_is_that_of_the_shifted_t_test() -> None:
+    x = np.random.default_rng(0).normal(0.3, size=40)
+    estimate = stats.of_mean(x)
+    assert contrasts.p_value(estimate, 39, -0.2) == pytest.approx(reference.ttest_1samp(x, -0.2).pvalue, rel=1e-10)
+    assert contrasts.p_value(estimate, 39, estimate.value) == 1.0
+
+
+def test_what_seeds_draw_adds_to_the_groups_covariance() -> None:
+    found, clusters = figures(3)
+    apart = np.array([each.value for each in found])
+    contrast = np.array([[1, -1, 0], [0, 1, -1]])  # any two contrasts give the same statistic
+    between = contrast @ (contrasts.covariance(found, clusters) + 0.2 * np.eye(3)) @ contrast.T
+    expected = (contrast @ apart) @ np.linalg.inv(between) @ (contrast @ apart)
+    result = contrasts.uneven(found, clusters, contrasts.Part(0.2, 1e9))
+    assert result.chi2 == pytest.approx(expected)
+    assert result.p == pytest.approx(reference.chi2.sf(expected, 2), rel=1e-3)  # a variance that is known for certain
+    few = contrasts.uneven(found, clusters, contrasts.Part(0.2, 6)).p
+    assert result.p < few == pytest.approx(reference.f.sf(expected / 2, 2, 6), rel=0.01)  # seeds are nearly all of V
+
+
 def test_seeds_are_pooled_over_variants() -> None:
     runs = [[0.5, 0.7], [0.1, 0.2, 0.3], [0.9]]
     pooled = Seeds.pooled(runs)
-    assert pooled == Seeds(pytest.approx((0.02 + 0.02) / 3), 3)
-    assert math.isnan(Seeds.pooled([[0.1], [0.2]]).variance) and Seeds.pooled([[0.1]]).degrees == 0
+    assert (pooled.covariance.item(), pooled.degrees) == (pytest.approx((0.02 + 0.02) / 3), 3)
+    alone = Seeds.pooled([[0.1], [0.2]])
+    assert math.isnan(alone.covariance.item()) and alone.degrees == 0
+
+
+def test_seeds_move_several_figures_apart() -> None:
+    generator = np.random.default_rng(0)
+    tables = [generator.normal(size=(runs, 4)) for runs in (4, 3)]
+    pooled = Seeds.pooled(tables)
+    np.testing.assert_allclose(pooled.covariance, sum((len(t) - 1) * np.cov(t.T) for t in tables) / 5)
+    around = [table - table.mean(axis=1, keepdims=True) for table in tables]  # what moves all alike moves none apart
+    squares = sum(((each - each.mean(axis=0)) ** 2).sum() for each in around)
+    assert pooled.apart([1, -1], [4, 3]) == (pytest.approx(squares / 5 / 3 * (1 / 4 + 1 / 3)), 15)
+    assert Seeds.pooled([[0.1, 0.3]]).apart([1], [2]).variance == 0  # one figure has no other to be apart from
 
 
 def test_items_and_seeds_add_with_satterthwaite_s_degrees() -> None:
-    items = Estimate(0.05, 0.02, 0.0, 0.0, 100)
-    found, degrees = contrasts.seeded(items, 99, Seeds(0.0003, 8), [3, 3])
-    variance = 0.02**2 + 0.0003 * 2 / 3
+    seeds = Seeds(np.array([[0.0003]]), 8).part([1, -1], [3, 3])
+    assert seeds == (pytest.approx(0.0002), 8)
+    found, degrees = contrasts.summed(0.05, 100, [contrasts.Part(0.02**2, 99), seeds])
+    variance = 0.02**2 + 0.0002
     assert found.se == pytest.approx(math.sqrt(variance))
     assert degrees == pytest.approx(variance**2 / (0.02**4 / 99 + 0.0002**2 / 8))
     assert (found.low, found.high) == pytest.approx(reference.t.interval(0.95, degrees, 0.05, found.se))
 
 
-def test_a_base_has_no_seed_and_one_seed_gives_no_error() -> None:
-    items = Estimate(0.05, 0.02, 0.0, 0.0, 100)
-    trained, _ = contrasts.seeded(items, 99, Seeds(0.0003, 8), [3])
-    assert trained.se == pytest.approx(math.sqrt(0.02**2 + 0.0001))
-    untrained, degrees = contrasts.seeded(items, 99, Seeds(math.nan, 0), [])
-    assert (untrained.se, degrees) == (pytest.approx(0.02), 99)
-    single, degrees = contrasts.seeded(items, 99, Seeds(math.nan, 0), [1, 1])
-    assert math.isnan(single.se) and degrees == 0 and math.isnan(contrasts.p_value(single, degrees))
+def test_a_part_of_no_variance_changes_nothing() -> None:
+    alone, degrees = contrasts.summed(0.05, 100, [contrasts.Part(0.02**2, 99), contrasts.Part(0.0, 2)])
+    assert (alone.se, degrees) == (pytest.approx(0.02), pytest.approx(99))
+    exact, _ = contrasts.summed(0.0, 100, [contrasts.Part(0.0, 99)])
+    assert (exact.se, exact.low, exact.high) == (0, 0, 0)

@@ -1,60 +1,16 @@
 """The pipeline through DVC, on the tiny preset: what each change rebuilds, and what a refusal leaves."""
 
-import os
-import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clones import ENVIRONMENT, change, dvc, git, ran
 
 from alignment import command, corpora, files
 
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
 pytestmark = pytest.mark.slow
-
-
-def dvc(folder: Path, *words: str, code: int = 0) -> str:
-    """Run DVC there and return what it printed."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "dvc", *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == code, ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
-
-
-def git(folder: Path, *words: str) -> str:
-    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    return subprocess.run(["git", *identity, *words], cwd=folder, capture_output=True, text=True, check=True).stdout
-
-
-def ran(printed: str) -> set[str]:
-    """The stages whose commands were executed."""
-    return set(re.findall(r"Running stage '([^']+)'", printed))
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A clone of the files that git knows, on the tiny preset, after its first `dvc repro`, committed."""
-    folder = tmp_path_factory.mktemp("clone")
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
-    for name in tracked.stdout.decode().splitlines():
-        if (ROOT / name).is_file() and not name.startswith("metrics/") and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    shutil.copy(folder / "presets/tiny.yaml", folder / "params.yaml")
-    git(folder, "init", "--quiet")
-    printed = dvc(folder, "repro")
-    assert "full report: metrics/report.md" in printed
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "first")
-    yield folder
 
 
 @pytest.fixture
@@ -63,13 +19,6 @@ def fresh(clone: Path) -> Iterator[Path]:
     yield clone
     git(clone, "reset", "--hard", "--quiet")
     dvc(clone, "checkout", "--force")
-
-
-def change(folder: Path, name: str, pattern: str, replacement: str) -> None:
-    path = folder / name
-    text, count = re.subn(pattern, replacement, path.read_text(encoding="utf-8"), count=1, flags=re.M)
-    assert count == 1, f"{pattern} is not in {name}"
-    path.write_text(text, encoding="utf-8")
 
 
 def of(*names: str) -> set[str]:

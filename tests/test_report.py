@@ -7,7 +7,7 @@ import pipeline
 import pyarrow.parquet as pq
 import pytest
 
-from alignment import contrasts, corpora, files, pins, safety, sources
+from alignment import contrasts, corpora, files, pins, safety, sources, tables
 from stages import report
 
 
@@ -31,7 +31,7 @@ def rows(folder: Path) -> dict[str, list[str]]:
 def test_every_source_stands_in_the_report_with_its_revision_licence_and_terms(fetched: Path) -> None:
     found = rows(fetched)
     pinned = {"demonstrations": corpora.load("lima").SOURCE, "comparisons": corpora.load("hh").SOURCE}
-    pinned |= {report.TITLES[task]: repository for task, repository in pins.BENCHMARKS.items()}
+    pinned |= {tables.TITLES[task]: repository for task, repository in pins.BENCHMARKS.items()}
     for name, repository in (pinned | {"safety": pins.SAFETY}).items():
         assert found[name] == [repository.name, repository.revision, repository.licence, repository.terms]
     assert found["base model"] == ["owner/model", "a" * 40, "llama2", ""]
@@ -52,10 +52,10 @@ def test_no_path_of_this_machine_stands_there(fetched: Path) -> None:
 
 def test_the_miniature_is_not_taken_for_the_sets_whose_place_it_takes(fetched: Path) -> None:
     base, raw = fetched / "models/base", fetched / "data/raw"
-    assert report.MINI in report.origins(base, raw)
+    assert tables.MINI in report.origins(base, raw)
     for path in raw.rglob("provenance.json"):
         files.write_json(path, files.read_json(path) | {"source": "mirror"})
-    assert report.MINI not in report.origins(base, raw)
+    assert tables.MINI not in report.origins(base, raw)
 
 
 # Safety by group

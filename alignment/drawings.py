@@ -1,0 +1,105 @@
+"""The figures of a comparison, each from the numbers that its tables show.
+
+In: a comparison of variants. Out: SVG, by the templates beside this file.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignment import figures, safety
+from alignment.revisions import Checkpoint
+from alignment.stats import Estimate
+from alignment.variants import AVERAGE, Comparison, Variant
+
+HERE = Path(__file__).parent
+STRETCHES = 60  # of a training curve; each is drawn as its mean, so that a long run is no thicker than a short one
+CURVES = {"sft": {"loss": "SFT loss"}, "dpo": {"loss": "DPO loss", "reward_margin": "DPO reward margin"}}
+
+
+def areas(comparison: Comparison) -> str:
+    """The primary measure of safety by group, beside a half."""
+    points = []
+    for place, group in enumerate([*comparison.groups, safety.AVERAGE]):
+        for name in comparison.variants:
+            estimate = comparison.contrast({name: 1.0}, f"auc_len.{group}").estimate
+            points.append({"place": place, "group": group, "variant": name, "null": 0.5} | _point(estimate, "value"))
+    return figures.svg(HERE / "variants.json", points, "Safety by group: AUC by length")
+
+
+def scores(comparison: Comparison) -> str:
+    """The published score by group, beside what each model would score by chance."""
+    points = []
+    for place, group in enumerate([*comparison.groups, safety.AVERAGE]):
+        for name, variant in comparison.variants.items():
+            estimate = comparison.contrast({name: 1.0}, f"score.{group}").estimate
+            nulls = dict(zip(("null", "null_low", "null_high"), null(variant, group), strict=True))
+            points.append({"place": place, "group": group, "variant": name} | nulls | _point(estimate, "value"))
+    return figures.svg(HERE / "variants.json", points, "Safety by group: published score")
+
+
+def null(variant: Variant, group: str) -> tuple[float | None, float | None, float | None]:
+    """What a variant's models would score by chance, and 95 % of such deals: means over its runs.
+
+    The average over groups has no interval, and a group of one label nothing at all.
+    """
+    found = [run.metrics(f"safety/{run.stage}.json") for run in variant.runs]
+    value, low, high = (_mean([each.get(f"{group}.null{end}") for each in found]) for end in ("", "_low", "_high"))
+    return value, low, high
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def tradeoff(comparison: Comparison) -> str:
+    """Capability against safety: a colour for the demonstrations, a shape for the comparisons."""
+    points = []
+    # Base models last, so that demonstrations have the colours that they have in the curves.
+    for name, variant in sorted(comparison.variants.items(), key=lambda item: not item[1].corpora):
+        able, safe = (comparison.contrast({name: 1.0}, measure).estimate for measure in ("capability", AVERAGE))
+        points.append(_kind(comparison, variant) | _point(able, "capability", 100) | _point(safe, "auc"))
+    return figures.svg(HERE / "tradeoff.json", points, "Capability against safety")
+
+
+def curves(comparison: Comparison) -> str:
+    """What each run logged while it was trained: a colour for the demonstrations, dashes for the comparisons."""
+    points = []
+    for name, variant in comparison.variants.items():
+        for run in variant.runs if variant.corpora else ():
+            line = _kind(comparison, variant) | {"run": f"{name} {run.seed}"}
+            points += [line | point for measure in CURVES[run.stage] for point in curve(run, measure)]
+    return figures.svg(HERE / "curves.json", points, "Training, run by run")
+
+
+def curve(run: Checkpoint, measure: str) -> Iterator[dict[str, Any]]:
+    """A run's training curve in a measure that its stage logs, in at most `STRETCHES` points; none without steps."""
+    text = run.revision.read(f"metrics/curves/{run.stage}.csv").decode()
+    rows = [(float(row["step"]), float(row[measure])) for row in csv.DictReader(io.StringIO(text))]
+    size = math.ceil(len(rows) / STRETCHES)
+    for start in range(0, len(rows), size or 1):
+        step, value = np.mean(rows[start : start + size], axis=0).tolist()
+        yield {"panel": CURVES[run.stage][measure], "step": step, "value": value if math.isfinite(value) else None}
+
+
+def _kind(comparison: Comparison, variant: Variant) -> dict[str, str]:
+    """How a variant is drawn: by its demonstrations, with their number where others have another, and comparisons."""
+    if not variant.corpora:
+        return {"data": variant.name, "preferences": "no DPO"}
+    sizes = {(v.corpora[0], v.rows) for v in comparison.variants.values() if v.corpora}
+    several = sum(data == variant.corpora[0] for data, _ in sizes) > 1
+    return {
+        "data": " ".join([f"SFT {variant.corpora[0]}", *[f"{variant.rows:,}"] * several]),
+        "preferences": f"DPO {variant.corpora[1]}" if variant.stage == "dpo" else "no DPO",
+    }
+
+
+def _point(estimate: Estimate, name: str, scale: float = 1) -> dict[str, Any]:
+    ends = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return {key: scale * end if math.isfinite(end) else None for key, end in ends.items()}

@@ -1,0 +1,51 @@
+"""Where a comparison comes from: the commit of each run, and the repository and licence of everything it was made from.
+
+In: a comparison of variants. Out: rows of tables.
+"""
+
+from collections.abc import Iterator
+
+from alignment import corpora, pins
+from alignment.pins import UNSTATED, Repository
+from alignment.revisions import Revision
+from alignment.tables import TITLES
+from alignment.variants import Comparison
+
+SENTENCES = "safenlp"  # the sentences that have a pin
+
+
+def commits(comparison: Comparison) -> dict[str, str]:
+    """The commit of each revision that has a run in a comparison; "" of the workspace."""
+    runs = [run for variant in comparison.variants.values() for run in variant.runs]
+    return {run.revision.name: run.revision.commit for run in runs}
+
+
+def sources(comparison: Comparison) -> Iterator[list[str]]:
+    """What was used, its repository, revision, licence and terms, by the pins of this checkout.
+
+    A user's own data have none, nor has a dataset that another branch added.
+    """
+    for model in dict.fromkeys(v.runs[0].origin[0] for v in comparison.variants.values()):
+        name, _, revision = model.partition("@")
+        yield ["base model", name, revision, UNSTATED, ""]
+    trained = dict.fromkeys(name for variant in comparison.variants.values() for name in variant.corpora)
+    named = {name: corpora.load(name).SOURCE if name in corpora.names() else None for name in trained}
+    named |= {TITLES.get(task, task): repository for task, repository in _benchmarks(comparison).items()}
+    named["safety sentences"] = pins.SAFETY if _sentences(comparison) == SENTENCES else None
+    for what, pin in named.items():
+        yield [what, pin.name, pin.revision, pin.licence, pin.terms] if pin else [what, "no pin here", "–", "–", ""]
+
+
+def _first(comparison: Comparison) -> Revision:
+    return next(iter(comparison.variants.values())).runs[0].revision
+
+
+def _benchmarks(comparison: Comparison) -> dict[str, Repository]:
+    """The pins of the scored tasks: ours, and those that params.yaml names."""
+    known = pins.BENCHMARKS | pins.more(_first(comparison).options("fetch@benchmarks")["more"])
+    return {task: known[task] for task in comparison.tasks}
+
+
+def _sentences(comparison: Comparison) -> str:
+    words = _first(comparison).words("fetch-safety")
+    return words[words.index("safety") + 1]

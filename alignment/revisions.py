@@ -1,0 +1,235 @@
+"""What a commit, an experiment or the workspace holds: its checkpoints, how each was made, and their tables.
+
+In: the names of revisions of this DVC repository. Out: checkpoints, whose tables are read from DVC's cache or remote.
+
+All is taken from dvc.lock, which says of every result the whole command and the hash of each input; a file is read only
+if it has the hash that stands there. So nothing is said of a result that was made with other parameters, or half.
+"""
+
+import hashlib
+import io
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from alignment import files
+from alignment.command import Refused
+
+if TYPE_CHECKING:
+    from dvc.api import DVCFileSystem  # type: ignore[import-untyped]
+
+WORKSPACE = "workspace"
+CHECKPOINTS = ("base", "sft", "dpo")
+ROLES = {"sft": "demonstrations", "dpo": "comparisons"}  # what each training stage is trained on
+# The stages that a seed reaches, each with the one output by which the next of them knows it.
+TRAINED = {
+    "sample@demonstrations": "data/sampled/demonstrations.parquet",
+    "sample@comparisons": "data/sampled/comparisons.parquet",
+    "sft": "models/sft",
+    "dpo": "models/dpo",
+}
+KINDS = ("mini", "hub")  # of sources; any other is a mirror's place
+UNNAMED = ("seed", "state", "mentions")  # options that name no variant: runs of one, places, and what only describes
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One revision of the repository.
+
+    Attributes:
+        name: as it was asked for.
+        stages: of its dvc.lock.
+        tree: reads its files, those in DVC's cache or remote too.
+        commit: its full hash; "" of the workspace, which has none.
+    """
+
+    name: str
+    stages: dict[str, Any]
+    tree: "DVCFileSystem"
+    commit: str = ""
+
+    @classmethod
+    def open(cls, name: str) -> "Revision":
+        """A commit, branch, tag or experiment of the repository in the current folder, or `workspace`.
+
+        Raises:
+            Refused: there is no such revision, or it has no results.
+        """
+        from dvc.api import DVCFileSystem
+        from dvc.exceptions import DvcException  # type: ignore[import-untyped]
+
+        try:
+            tree = DVCFileSystem(rev=None if name == WORKSPACE else name)
+            text = tree.read_text("dvc.lock")
+        except FileNotFoundError:
+            raise Refused(
+                f"{name} has no dvc.lock, so no results here; run `dvc repro` in the study's checkout, and commit"
+            ) from None
+        except DvcException as error:
+            raise Refused(
+                f"{error}; there are: `git branch --all`, `git log`, `dvc exp list --all-commits`, and {WORKSPACE!r}.\n"
+                "in a shallow clone, `git fetch --unshallow` brings older commits"
+            ) from None
+        commit = "" if name == WORKSPACE else tree.repo.get_rev()
+        return cls(name, yaml.safe_load(text)["stages"], tree, commit)
+
+    def checkpoints(self) -> "list[Checkpoint]":
+        """Those that are scored, and whose recorded inputs are the recorded outputs of the stages before."""
+        return [Checkpoint(self, stage) for stage in CHECKPOINTS if self._whole(stage)]
+
+    def _whole(self, checkpoint: str) -> bool:
+        scored = (f"eval@{checkpoint}", f"safety@{checkpoint}")
+        return all(stage in self.stages and self._follows(stage) for stage in scored)
+
+    def _follows(self, stage: str) -> bool:
+        """Whether a stage was given what its predecessors gave last, back to the data."""
+        made = {out: maker for maker, out in TRAINED.items()}
+        inputs = [(path, md5) for path, md5 in self.hashes(stage, "deps").items() if path in made]
+        return all(
+            made[path] in self.stages and self.hashes(made[path], "outs").get(path) == md5 and self._follows(made[path])
+            for path, md5 in inputs
+        )
+
+    def hashes(self, stage: str, kind: str) -> dict[str, str]:
+        """The md5 of each of a stage's `deps` or `outs`, by path."""
+        return {entry["path"]: entry["md5"] for entry in self.stages[stage].get(kind, [])}
+
+    def words(self, stage: str) -> list[str]:
+        """A stage's command, cut as a shell would cut it."""
+        return shlex.split(self.stages[stage]["cmd"])
+
+    def options(self, stage: str) -> dict[str, str]:
+        """The options of a stage's command and their values; a flag's value is its own name."""
+        words = self.words(stage)
+        given = [(a, b) for a, b in pairwise([*words, "--"]) if a.startswith("--")]
+        return {a[2:]: a[2:] if b.startswith("--") else b for a, b in given}
+
+    def recipe(self, stage: str) -> str:
+        """A digest of all that a stage's result depends on, back to the data, but for the seed."""
+        made = {out: maker for maker, out in TRAINED.items()}
+        words = self.words(stage)
+        if "--seed" in words:
+            at = words.index("--seed")
+            del words[at : at + 2]
+        deps = self.hashes(stage, "deps")
+        return files.digest([words, [[p, self.recipe(made[p]) if p in made else deps[p]] for p in sorted(deps)]])
+
+    def read(self, path: str) -> bytes:
+        """A result's bytes.
+
+        Raises:
+            Refused: it is not at hand, or is not what dvc.lock says.
+        """
+        known = {out: md5 for stage in self.stages for out, md5 in self.hashes(stage, "outs").items()}
+        try:
+            content = bytes(self.tree.read_bytes(path))
+        except FileNotFoundError:
+            raise Refused(
+                f"{path} of {self.name} is neither here nor in a remote that DVC knows.\n"
+                f"bring it with `dvc exp pull <git remote> {self.name}` if that is an experiment, with "
+                "`dvc fetch --all-commits` if it is a commit; or make it again there with `dvc repro`"
+            ) from None
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != known.get(path):
+            raise Refused(
+                f"{path} of {self.name} is not the file that its dvc.lock names: it was edited or damaged, or a run "
+                "was stopped half-way.\nin the workspace run `dvc repro`; elsewhere `dvc fetch --all-commits` mends "
+                "the cache"
+            )
+        return content
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as one revision made and scored it.
+
+    Attributes:
+        revision: which.
+        stage: base, sft or dpo.
+    """
+
+    revision: Revision
+    stage: str
+    _read: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def recipe(self) -> str:
+        """Equal for the runs of one variant, which differ by their seed alone."""
+        if self.stage == "base":
+            return self.revision.hashes("eval@base", "deps")["models/base"]
+        return self.revision.recipe(self.stage)
+
+    @cached_property
+    def seed(self) -> int | None:
+        """None of a base model."""
+        return None if self.stage == "base" else int(self.revision.options(self.stage)["seed"])
+
+    @property
+    def result(self) -> tuple[str, str]:
+        """The hashes of its tables: equal for equal scores."""
+        eval_outs, safety_outs = (self.revision.hashes(f"{s}@{self.stage}", "outs") for s in ("eval", "safety"))
+        return eval_outs[f"data/eval/{self.stage}.parquet"], safety_outs[f"data/safety/{self.stage}.parquet"]
+
+    @cached_property
+    def corpora(self) -> tuple[str, ...]:
+        """The datasets it was trained on: none, the demonstrations, or these and the comparisons."""
+        return tuple(self.revision.options(f"sample@{role}")["corpus"] for role in self.roles)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What it was trained on: none, demonstrations, or these and comparisons."""
+        return tuple(ROLES[stage] for stage in CHECKPOINTS[1 : CHECKPOINTS.index(self.stage) + 1])
+
+    @cached_property
+    def knobs(self) -> Mapping[str, str]:
+        """The options of the stages that made it, by `stage.option`; of a base model its name."""
+        if self.stage == "base":
+            return {"fetch.model": self.origin[0]}
+        stages = [
+            stage for trained, role in ROLES.items() if role in self.roles for stage in (f"sample@{role}", trained)
+        ]
+        named = {f"{stage}.{key}": value for stage in stages for key, value in self.revision.options(stage).items()}
+        return {name: value for name, value in named.items() if name.rpartition(".")[2] not in UNNAMED}
+
+    @cached_property
+    def instruct(self) -> bool:
+        """Whether its base model was tuned on conversations before."""
+        return bool(self.metrics(f"eval/{self.stage}.json")["instruct"])
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Its base model, and `mini`, `hub` or `mirror`; of a folder of this machine its name alone."""
+        words = self.revision.words("fetch@model")
+        source = self.revision.options("fetch@model")["source"]
+        model = words[words.index("model") + 1]
+        return model.rpartition("/")[2] if model.startswith("/") else model, source if source in KINDS else "mirror"
+
+    def option(self, stage: str, name: str) -> str:
+        """How it was scored by `eval` or `safety`."""
+        return self.revision.options(f"{stage}@{self.stage}")[name]
+
+    def table(self, kind: str) -> pa.Table:
+        """Its table of `eval`, one row an item, or of `safety`, one row a sentence."""
+        return pq.read_table(io.BytesIO(self.revision.read(f"data/{kind}/{self.stage}.parquet")))
+
+    def metrics(self, path: str) -> dict[str, Any]:
+        """A metrics file of its revision, such as `sft.json`."""
+        return dict(json.loads(self.revision.read(f"metrics/{path}")))
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Its greedy answers to the fixed prompts, each with `prompt`, `answer`, `tokens` and `finished`."""
+        lines = self.revision.read(f"data/eval/{self.stage}.answers.jsonl").decode().split("\n")
+        return [json.loads(line) for line in lines if line]
+
+    def contaminated(self) -> Iterator[tuple[str, str]]:
+        """The benchmark items that `sample` found in its datasets, and refused: task and item."""
+        for role in self.roles:
+            found = pq.read_table(io.BytesIO(self.revision.read(f"data/sampled/{role}.contaminated.parquet")))
+            yield from zip(found["task"].to_pylist(), found["item"].to_pylist(), strict=True)

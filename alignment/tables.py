@@ -1,0 +1,52 @@
+"""Tables as Markdown, and what a figure looks like in one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TITLES = {
+    "arc_challenge": "ARC-C",
+    "piqa": "PIQA",
+    "hellaswag": "HellaSwag",
+    "mmlu": "MMLU",
+    "toxigen": "ToxiGen",
+    "truthfulqa_mc2": "TruthfulQA mc2",
+}
+MINI = "The rows here are the embedded miniature's, the project's own; named are the sets whose place they take."
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head, with columns that line up in plain text too."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def figure(
+    value: float | None, low: float | None, high: float | None, scale: float, digits: int, sign: str = ""
+) -> str:
+    """A figure with its interval, or a dash where it is undefined; without spread there is no interval.
+
+    Args:
+        value: what is shown; None or NaN where undefined.
+        low: lower end of its interval, undefined likewise.
+        high: upper end.
+        scale: what all are multiplied by, such as 100 for percent.
+        digits: after the point.
+        sign: `+` shows that of positive figures too, as of differences.
+    """
+
+    at, start, end = (math.nan if number is None else scale * number for number in (value, low, high))
+    if math.isnan(at):
+        return "–"
+    whole = [f"{number:{sign}.{digits}f}" for number in (at, start, end)]
+    shown = [text if float(text) else text.replace("-", "") for text in whole[: 1 if start == end else 3]]
+    return shown[0] if len(shown) == 1 or math.isnan(start + end) else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def of_metrics(metrics: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
+    """A figure of a metrics file with its 95 % interval."""
+    value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    return figure(value, low, high, scale, digits)

@@ -1,0 +1,53 @@
+"""Repositories that tests run DVC in: copies of what git knows of this one, never the one itself."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def dvc(folder: Path, *words: str, code: int = 0) -> str:
+    """Run DVC there and return what it printed."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "dvc", *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    return subprocess.run(["git", *identity, *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def ran(printed: str) -> set[str]:
+    """The stages whose commands were executed."""
+    return set(re.findall(r"Running stage '([^']+)'", printed))
+
+
+def change(folder: Path, name: str, pattern: str, replacement: str) -> None:
+    path = folder / name
+    text, count = re.subn(pattern, replacement, path.read_text(encoding="utf-8"), count=1, flags=re.M)
+    assert count == 1, f"{pattern} is not in {name}"
+    path.write_text(text, encoding="utf-8")
+
+
+def with_results(folder: Path) -> Path:
+    """Copy the files that git knows there, take the tiny preset, run the pipeline and commit."""
+    names = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in names:
+        if (ROOT / name).is_file() and not name.startswith("metrics/") and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    shutil.copy(folder / "presets/tiny.yaml", folder / "params.yaml")
+    git(folder, "init", "--quiet")
+    printed = dvc(folder, "repro")
+    assert "full report: metrics/report.md" in printed
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "first")
+    return folder

@@ -1,0 +1,140 @@
+"""What the page of a comparison says: no more than its tests, and what it is made of."""
+
+import re
+from pathlib import Path
+
+import planted
+import pytest
+
+from alignment import corpora, page, pins, variants
+from alignment.parts import Figure, Points, Prompt, Section, Table
+from alignment.revisions import Revision
+from alignment.variants import Comparison
+from stages import compare as script
+
+PLANTED = {"sft": {"truthfulqa_mc2": 0.6}, "dpo": {"safety": 0.6}}
+
+
+def compared(*revisions: Revision) -> list[Section]:
+    comparison = Comparison.of(variants.group(run for revision in revisions for run in revision.checkpoints()))
+    base = next(iter(comparison.variants))
+    return list(page.sections(comparison, base, "python -m stages.compare main"))
+
+
+def markdown(*revisions: Revision) -> str:
+    return "".join(script.markdown(section, Path("metrics/study.md")) for section in compared(*revisions))
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> list[Section]:
+    folder = tmp_path_factory.mktemp("seeded")
+    grid = [(data, seed) for data in ("lima", "orca") for seed in (0, 1, 2)]
+    return compared(*(planted.revision(folder, f"{d} {s}", d, "hh", s, effects=PLANTED, drawn=0.02) for d, s in grid))
+
+
+def points(sections: list[Section]) -> str:
+    return "\n".join(line for part in sections[0].parts if isinstance(part, Points) for line in part.lines)
+
+
+def test_the_summary_lists_what_is_significant_and_what_could_have_been_seen(seeded: list[Section]) -> None:
+    said = points(seeded)
+    assert re.search(r"\*\*SFT lima\*\*: TruthfulQA mc2 \+\d+\.\d \[\+\d+\.\d, \+\d+\.\d\] points\.", said)
+    assert re.search(r"\*\*SFT lima, DPO hh\*\*: .*safety, AUC by length \+0\.\d{4} \[", said)
+    assert re.search(r"\*\*Significant\*\*: \d+ of 28 differences to base", said)
+    assert re.search(r"Could have been seen\*\*, with a chance of 80 %: ARC-C \d+\.\d( to \d+\.\d)? points; ", said)
+    assert "no evidence of none" in said and "By group" in said
+
+
+def test_each_significant_difference_stands_out_in_its_table_and_no_other(seeded: list[Section]) -> None:
+    table = next(
+        part for s in seeded if s.title == "Differences to base" for part in s.parts if isinstance(part, Table)
+    )
+    cells = [cell for row in table.rows[1:] for cell in row[1:]]
+    marked = [cell for cell in cells if cell.marked]
+    assert len(marked) == int(re.search(r"(\d+) of 28", points(seeded))[1])
+    for cell in cells:
+        p = float(re.fullmatch(r"p (?:< )?([\d.e-]+)", cell.more[0])[1])
+        assert cell.marked == (p < 0.05)
+
+
+def test_one_seed_speaks_of_checkpoints_alone(tmp_path: Path) -> None:
+    sections = compared(planted.revision(tmp_path, "a", effects=PLANTED))
+    assert sections[0].title == "How these checkpoints differ"
+    assert page.ONE_SEED in points(sections) and "differences of checkpoints to base" in points(sections)
+    said = {section.title: section.parts for section in sections}
+    assert (
+        page.ONE_SEED in said["Differences to base"] and page.ONE_SEED in said["Safety by group: differences to base"]
+    )
+
+
+def test_nothing_significant_is_said(tmp_path: Path) -> None:
+    said = points(compared(planted.revision(tmp_path, "a")))
+    assert "**Significant**: 0 of 14" in said
+    assert "**Not significant**: all. That is no evidence of none." in said
+
+
+def test_a_constant_answer_is_said_beside_its_figures(tmp_path: Path) -> None:
+    said = markdown(planted.revision(tmp_path, "a", flags=("toxigen.constant",)))
+    assert "ToxiGen is one constant answer, so the score says nothing: all variants." in said
+    levels = said[said.index("## Capability") : said.index("## The study's claims")]
+    differences = said[said.index("## Differences") : said.index("## Safety by group: differences")]
+    assert levels.count(", constant answer") == 3 and differences.count(", constant answer") == 2
+
+
+def test_contaminated_items_are_said_at_the_top(tmp_path: Path) -> None:
+    said = points(compared(planted.revision(tmp_path, "a", found=[("piqa", "piqa 3")])))
+    assert "**Found in a dataset**: 1 of the items of PIQA" in said
+
+
+def test_the_null_of_the_published_score_stands_beside_it(tmp_path: Path) -> None:
+    said = markdown(planted.revision(tmp_path, "a"))
+    scores = said[said.index("| published score") :]
+    assert len(re.findall(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\], null 0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", scores)) == 9
+    assert re.search(r"\| average .*\], null 0\.\d{3} +\|", scores)  # which has no interval
+
+
+def test_answers_are_in_the_page_and_not_in_markdown(tmp_path: Path) -> None:
+    revision = planted.revision(tmp_path, "a", answer="An\u2028answer.")
+    found = [part for section in compared(revision) for part in section.parts if isinstance(part, Prompt)]
+    assert [prompt.text for prompt in found] == ["Why is the sea salty?", "Is it true?"]
+    names = ["base", "SFT lima", "SFT lima, DPO hh"]
+    assert [(answer.variant, answer.text) for answer in found[0].answers] == [(n, "An\u2028answer.") for n in names]
+    said = markdown(revision)
+    assert "Why is the sea salty?" not in said and "data/eval/<checkpoint>.answers.jsonl" in said
+
+
+def test_sources_are_the_pins_of_what_was_used(tmp_path: Path) -> None:
+    said = markdown(planted.revision(tmp_path, "a", data="own"))
+    sources = said[said.index("## Sources") :]
+    for pin in (pins.SAFETY, corpora.load("hh").SOURCE, *pins.BENCHMARKS.values()):
+        assert pin.name in sources and pin.revision in sources and pin.licence in sources
+    assert "GAIR/lima" not in sources and re.search(r"\| own +\| no pin here", sources)
+    assert "meta-llama/Llama-2-7b-hf" in sources
+
+
+def test_each_revision_comes_back_by_its_commit(tmp_path: Path) -> None:
+    made = planted.revision(tmp_path, "a")
+    commit = "0123456789" * 4
+    said = markdown(Revision("a", made.stages, made.tree, commit))
+    assert f"`git checkout {commit} && dvc checkout`" in said and "`python -m stages.compare main`" in said
+    assert "not committed" in markdown(made)
+
+
+def test_the_command_names_no_place_of_this_machine() -> None:
+    told = script.command_line(["main", "a b"], "SFT lima", Path("/home/me/study.md"))
+    assert told == "python -m stages.compare main 'a b' --baseline 'SFT lima' --out study.md"
+
+
+def test_every_figure_is_drawn_with_chance_and_the_curves(seeded: list[Section]) -> None:
+    found = {part.name: part for section in seeded for part in section.parts if isinstance(part, Figure)}
+    assert list(found) == ["tradeoff", "safety", "scores", "curves"]
+    assert all(part.says and part.svg.startswith("<svg") for part in found.values())
+    for name in ("SFT loss", "DPO loss", "DPO reward margin"):
+        assert name in found["curves"].svg
+    assert "grey: chance" in found["safety"].svg and "grey: chance" in found["scores"].svg
+    assert not any(" id=" in part.svg for part in found.values())  # two drawings in one page cannot share a name
+
+
+def test_a_page_has_the_same_bytes_again(tmp_path: Path) -> None:
+    revision = planted.revision(tmp_path, "a")
+    assert compared(revision) == compared(revision)

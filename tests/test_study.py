@@ -1,0 +1,274 @@
+"""`make study`: the grid and its names; killed and failed runs, on a toy pipeline; what is shared, on the real one."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from clones import ENVIRONMENT, change, dvc, git, ran
+
+from alignment.command import Refused
+from alignment.experiments import Experiment
+from stages import study
+
+ROOT = Path(__file__).parents[1]
+# Stages of the real names; $CONTROL is a folder from which a test holds them or has them fail.
+TOY = """
+stages:
+  sft:
+    cmd: echo ${data} ${rows.demonstrations} ${seed} > sft.txt
+    deps: [.gitignore]
+    outs: [sft.txt]
+  dpo:
+    cmd: >-
+      while test -e $CONTROL/hold-${preferences}; do sleep 0.1; done;
+      test ! -e $CONTROL/refuse-${preferences} && echo ${preferences} | cat sft.txt - > dpo.txt
+    deps: [sft.txt]
+    outs: [dpo.txt]
+  eval: &scored
+    foreach: [base, sft]
+    do:
+      cmd: cat sft.txt > eval-${item}.txt
+      deps: [sft.txt]
+      outs: ["eval-${item}.txt"]
+  safety:
+    foreach: [base, sft]
+    do:
+      cmd: cat sft.txt > safety-${item}.txt
+      deps: [sft.txt]
+      outs: ["safety-${item}.txt"]
+"""
+PARAMS = {
+    "data": "orca",
+    "preferences": "hh",
+    "seed": 3,
+    "rows": {"demonstrations": 12},
+    "study": {
+        "seeds": 1,
+        "demonstrations": ["lima"],
+        "comparisons": ["hh", "shp"],
+        "matched": ["lima", "orca"],
+        "matched_rows": 6,
+    },
+}
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    return toy_at(tmp_path / "toy")
+
+
+def toy_at(folder: Path) -> Path:
+    """A repository with the toy pipeline, and in place of the comparison one that prints its arguments."""
+    (folder / "stages").mkdir(parents=True)
+    (folder / "stages/compare.py").write_text("import sys; print('compared:', *sys.argv[1:])")
+    (folder / "stages/__init__.py").touch()
+    shutil.copy(ROOT / "stages/study.py", folder / "stages")
+    (folder / "dvc.yaml").write_text(TOY)
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    (folder / ".gitignore").write_text("__pycache__/\ncontrol/\n*.out\n/*.txt\n")
+    (folder / "control").mkdir()
+    git(folder, "init", "--quiet")
+    dvc(folder, "init", "--quiet")
+    shutil.copy(ROOT / ".dvc/config", folder / ".dvc")
+    git(folder, "config", "user.name", "test")
+    git(folder, "config", "user.email", "test@localhost")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "first")
+    return folder
+
+
+def start(folder: Path) -> "subprocess.Popen[bytes]":
+    """Begin `make study`; what it prints goes to a file, since a worker that is left idle would hold a pipe open."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "CONTROL": str(folder / "control")}
+    with open(folder / "study.out", "wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "stages.study", "params.yaml"],
+            cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def said(folder: Path) -> str:
+    return (folder / "study.out").read_text(encoding="utf-8")
+
+
+def run(folder: Path, code: int = 0) -> str:
+    """`make study` to its end, and what it printed."""
+    assert start(folder).wait() == code, said(folder)
+    return said(folder)
+
+
+def wait_for(reached: Callable[[], Any]) -> None:
+    end = time.monotonic() + 300
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def locks(folder: Path) -> dict[str, str]:
+    """The dvc.lock of each experiment, by its name without the digest."""
+    refs = git(folder, "for-each-ref", "--format=%(refname)", "refs/exps/*/*/*").split()
+    return {ref.rpartition("/")[2].rpartition("-")[0]: git(folder, "show", f"{ref}:dvc.lock") for ref in refs}
+
+
+def started(printed: str) -> list[str]:
+    """The experiments of which output was printed, each with its place, without the digests."""
+    return re.findall(r"^experiment (\d+ of \d+: .+)-[0-9a-f]{8}$", printed, flags=re.M)
+
+
+# The grid ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_is_every_pair_and_each_matched_set() -> None:
+    pair, matched = ("data=lima", "preferences=hh", "seed=3"), ("data=lima", "rows.demonstrations=6", "seed=3")
+    few = {**PARAMS, "study": {**PARAMS["study"], "comparisons": ["hh"]}}  # type: ignore[dict-item]
+    assert list(study.grid(few, "x")) == [
+        Experiment("lima-hh-3-x", pair),
+        Experiment("lima-6-3-x", matched, ("eval@base", "safety@base", "eval@sft", "safety@sft")),
+    ]
+
+
+@pytest.mark.parametrize(("path", "count"), [("params.yaml", 8), ("presets/paper.yaml", 24)])
+def test_the_study_has_so_many_experiments(path: str, count: int) -> None:
+    params = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    assert len({each.name for each in study.grid(params, "x")}) == count
+
+
+def names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(folder)
+    return [each.name for each in study.plan(Path("params.yaml"), git(folder, "rev-parse", "HEAD").strip())]
+
+
+def test_a_name_changes_with_what_a_result_may_depend_on(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = names(toy, monkeypatch)
+    for same in (("params.yaml", "^data: orca", "data: hh"), ("params.yaml", "seeds: 1", "seeds: 2")):
+        change(toy, *same)
+        assert names(toy, monkeypatch)[:3] == first
+    (toy / "metrics").mkdir()
+    (toy / "metrics/study.md").write_text("untracked")
+    assert names(toy, monkeypatch)[:3] == first
+    for name, text in (("params.yaml", "x: 1"), ("dvc.yaml", "# x")):
+        with open(toy / name, "a") as file:
+            file.write(text)
+        edited = names(toy, monkeypatch)
+        assert not set(edited) & set(first)
+        first = edited
+    git(toy, "commit", "--quiet", "--all", "--message", "second")
+    assert not set(names(toy, monkeypatch)) & set(first)
+
+
+REFUSALS = {
+    "an unknown dataset": (("params.yaml", "- lima", "- lama"), "there is no dataset 'lama'"),
+    "no comparisons": (("params.yaml", "- hh", "- orca"), "'orca' has no comparisons"),
+    "a missing key": (("params.yaml", "  seeds: 1\n", ""), "params.yaml names no grid: KeyError('seeds')"),
+}
+
+
+@pytest.mark.parametrize("wrong", REFUSALS)
+def test_a_params_file_without_a_grid_is_refused(wrong: str, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit, message = REFUSALS[wrong]
+    change(toy, *edit)
+    with pytest.raises(Refused, match=re.escape(message)):
+        names(toy, monkeypatch)
+
+
+def test_no_commit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match="experiments start from a commit: git init"):
+        study.main(Path("params.yaml"))
+
+
+# Runs of the toy -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(toy: Path, tmp_path: Path) -> None:
+    other = toy_at(tmp_path / "undisturbed")
+    printed = run(other)
+    assert started(printed) == ["1 of 3: lima-hh-3", "2 of 3: lima-shp-3", "3 of 3: lima-6-3"]
+    assert "3 experiments: 0 finished before, 3 now" in printed
+    assert re.search(r"compared: lima-hh-3-\w+ lima-shp-3-\w+ lima-6-3-\w+ --baseline base --out", printed)
+    again = run(other)
+    assert "3 experiments: 3 finished before, 0 now" in again and not started(again)
+
+    worker = toy / ".dvc/tmp/exps/celery/dvc-exp-worker-1.pid"
+    for preferences in ("hh", "shp"):
+        (toy / f"control/hold-{preferences}").touch()
+    killed = start(toy)
+    wait_for(lambda: "Running stage 'dpo'" in said(toy))
+    for process in (int(worker.read_text()), killed.pid):
+        os.killpg(os.getpgid(process), signal.SIGKILL)
+    killed.wait()
+
+    (toy / "control/hold-hh").unlink()
+    orphaned = start(toy)
+    wait_for(lambda: "| cat sft.txt" in said(toy).partition("lima-shp-3")[2])
+    os.kill(int(worker.read_text()), signal.SIGKILL)
+    assert orphaned.wait() == 1
+    assert "the worker of DVC's queue died; .dvc/tmp/exps/celery/dvc-exp-worker-1.out may say why" in said(toy)
+
+    (toy / "control/hold-shp").unlink()
+    printed = run(toy)
+    assert "Running stage 'sft'" not in printed.partition("lima-shp-3")[2].partition("experiment ")[0]
+    assert locks(toy) == locks(other)
+    assert set(locks(toy)) == {"lima-hh-3", "lima-shp-3", "lima-6-3"}
+
+
+@pytest.mark.slow
+def test_what_fails_is_named_and_the_others_are_finished(toy: Path) -> None:
+    (toy / "control/refuse-hh").touch()
+    printed = run(toy, code=1)
+    name = next(iter(re.findall(r"lima-hh-3-\w+", printed)))
+    assert "3 experiments: 0 finished before, 2 now" in printed
+    assert f"1 of 3 failed; why, is in\n  dvc queue logs {name}\ncorrect it and `make study` again" in printed
+    assert "failed to reproduce 'dpo'" in dvc(toy, "queue", "logs", name)
+    assert set(locks(toy)) == {"lima-shp-3", "lima-6-3"}
+    (toy / "control/refuse-hh").unlink()
+    printed = run(toy)
+    assert started(printed) == ["1 of 1: lima-hh-3"]
+    assert "3 experiments: 2 finished before, 1 now" in printed
+
+
+@pytest.mark.slow
+def test_experiments_of_others_are_not_run(toy: Path) -> None:
+    dvc(toy, "exp", "run", "--queue", "--name", "mine", "--set-param", "seed=4")
+    printed = run(toy, code=1)
+    assert "DVC's queue holds other experiments, which would be run too: mine (Queued)" in printed
+    assert "`dvc queue remove NAME` if queued" in printed
+
+
+@pytest.mark.slow
+def test_edits_that_a_killed_dvc_has_set_aside_are_missed(toy: Path) -> None:
+    note = toy / ".dvc/tmp/set-aside.json"
+    note.write_text('{"branch": "main", "stash": "abc"}')
+    printed = run(toy, code=1)
+    assert "DVC was killed while it had set the edits of main aside" in printed
+    assert "rm .dvc/tmp/set-aside.json" in printed
+
+
+# The real pipeline ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_what_experiments_share_is_made_once(clone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(clone, folder, symlinks=True)
+    git(folder, "config", "user.name", "test")
+    git(folder, "config", "user.email", "test@localhost")
+    change(folder, "params.yaml", r"^  demonstrations: \[.*", "  demonstrations: [hh]")
+    change(folder, "params.yaml", r"^  matched: .*", "  matched: [hh]")
+    printed = run(folder)
+    shp, hh, matched = re.split("^experiment .*", printed, flags=re.M)[1:]
+    assert "Running stage 'sft'" in shp and "Stage 'sft' is cached" in hh
+    assert ran(matched) == {"sample@demonstrations", "sft", "eval@sft", "safety@sft"}
+    assert len(re.findall("Running stage 'sft'", printed)) == 2
+    assert not {"eval@base", "safety@base", "fetch@model", "fetch-safety"} & ran(printed)
+    assert (folder / "metrics/study.md").is_file()
