@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment import figures, safety
+from alignment import figures, safety, tables
 from alignment.revisions import Checkpoint
 from alignment.stats import Estimate
 from alignment.variants import AVERAGE, Comparison, Variant
@@ -101,5 +101,7 @@ def _kind(comparison: Comparison, variant: Variant) -> dict[str, str]:
 
 
 def _point(estimate: Estimate, name: str, scale: float = 1) -> dict[str, Any]:
+    """A share or an area with its interval."""
     ends = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return {key: scale * end if math.isfinite(end) else None for key, end in ends.items()}
+    cut = {key: tables.within(end) for key, end in ends.items()}
+    return {key: None if end is None else scale * end for key, end in cut.items()}

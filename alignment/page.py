@@ -232,7 +232,7 @@ def _flagged(comparison: Comparison) -> Iterator[tuple[str, str, list[str]]]:
 def _level(comparison: Comparison, variant: str, measure: str) -> Cell:
     """A variant's figure with its interval, cut to where it can lie."""
     estimate = comparison.contrast({variant: 1.0}, measure).estimate
-    low, high = (min(max(end, 0.0), 1.0) if math.isfinite(end) else end for end in (estimate.low, estimate.high))
+    low, high = tables.within(estimate.low), tables.within(estimate.high)
     shown = tables.figure(estimate.value, low, high, *((1, 3) if _area(measure) else (100, 1)))
     return Cell(shown, estimate.value, _remarks(comparison, (variant,), measure))
 

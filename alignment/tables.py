@@ -46,6 +46,11 @@ def figure(
     return shown[0] if len(shown) == 1 or math.isnan(start + end) else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
+def within(end: float | None) -> float | None:
+    """An end of the interval of a share or an area, which a t interval may have beyond 0 or 1; None where undefined."""
+    return None if end is None or math.isnan(end) else min(max(end, 0.0), 1.0)
+
+
 def of_metrics(metrics: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
     """A figure of a metrics file with its 95 % interval."""
     value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))

@@ -90,13 +90,9 @@ def labels(evaluated: Metrics, data: str, preferences: str) -> dict[str, str]:
 
 
 def share(figures: dict[str, Any], name: str, scale: float, digits: int) -> str:
-    """The same for a figure between 0 and 1, whose t interval may reach beyond: it is cut there."""
-    ends = {f"{name}{end}": _within(figures.get(f"{name}{end}")) for end in ("", "_low", "_high")}
+    """A figure of a metrics file between 0 and 1, whose t interval may reach beyond: it is cut there."""
+    ends = {f"{name}{end}": tables.within(figures.get(f"{name}{end}")) for end in ("", "_low", "_high")}
     return tables.of_metrics(ends, name, scale, digits)
-
-
-def _within(value: float | None) -> float | None:
-    return None if value is None else min(max(value, 0), 1)
 
 
 def _tasks(evaluated: Metrics) -> dict[str, str]:
@@ -278,7 +274,7 @@ def safety_points(names: dict[str, str], scores: Metrics) -> list[dict[str, Any]
             for title, measure, null in (("AUC by length", "auc_len", None), ("published score", "score", "null")):
                 point: dict[str, Any] = {"group": group, "checkpoint": name, "measure": title}
                 for end in ("", "_low", "_high"):
-                    point[f"value{end}"] = _within(found.get(f"{group}.{measure}{end}"))
+                    point[f"value{end}"] = tables.within(found.get(f"{group}.{measure}{end}"))
                     point[f"null{end}"] = found.get(f"{group}.null{end}") if null else (None if end else 0.5)
                 points.append(point)
     return points
