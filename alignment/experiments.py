@@ -162,7 +162,7 @@ def output(queue: Any, entry: Any) -> Iterator[str]:
     Raises:
         Refused: no worker is left.
     """
-    shown, lasts = 0, True
+    shown, lasts, restarted = 0, True, False
     while lasts:
         time.sleep(1)
         process = queue.proc.get(entry.stash_rev)
@@ -177,5 +177,8 @@ def output(queue: Any, entry: Any) -> Iterator[str]:
             shown += len(said)
             yield said.decode(errors="replace")
         if lasts and not lives(queue):
-            why = os.path.relpath(Path(queue.wdir) / "dvc-exp-worker-1.out")
-            raise Refused(f"the worker of DVC's queue died; {why} may say why.\n`make study` goes on from here")
+            if works or restarted:
+                why = os.path.relpath(Path(queue.wdir) / "dvc-exp-worker-1.out")
+                raise Refused(f"the worker of DVC's queue died; {why} may say why.\n`make study` goes on from here")
+            queue.start_workers(1)  # the one of an earlier run leaves when idle, perhaps as this run began
+            restarted = True

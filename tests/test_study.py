@@ -15,6 +15,7 @@ import pytest
 import yaml
 from clones import ENVIRONMENT, change, dvc, git, ran
 
+from alignment import experiments
 from alignment.command import Refused
 from alignment.experiments import Experiment
 from stages import study
@@ -235,6 +236,41 @@ def test_what_fails_is_named_and_the_others_are_finished(toy: Path) -> None:
     printed = run(toy)
     assert started(printed) == ["1 of 1: lima-hh-3"]
     assert "3 experiments: 2 finished before, 1 now" in printed
+
+
+class Leaving:
+    """A queue with one experiment, and with a worker that was about to leave when it was asked for."""
+
+    def __init__(self, folder: Path, comes_back: bool) -> None:
+        self.wdir, self.comes_back, self.started, self.proc = folder, comes_back, 0, {}
+
+    def iter_queued(self) -> list[Any]:
+        return [] if self.comes_back and self.started else [self]
+
+    def iter_active(self) -> list[Any]:
+        return []
+
+    def worker_status(self) -> dict[str, Any]:
+        return {}
+
+    def start_workers(self, count: int) -> None:
+        self.started += count
+
+    stash_rev = "abc"
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_worker_that_left_is_started_once_more(
+    comes_back: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    queue = Leaving(tmp_path, comes_back)
+    if comes_back:
+        assert list(experiments.output(queue, queue)) == []
+    else:
+        with pytest.raises(Refused, match="the worker of DVC's queue died"):
+            list(experiments.output(queue, queue))
+    assert queue.started == 1
 
 
 @pytest.mark.slow
