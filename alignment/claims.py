@@ -8,7 +8,7 @@ Confirmed: p < 0.05 by Holm over all claims, in the claimed direction. Refuted: 
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -102,8 +102,12 @@ def _steps(comparison: Comparison, preferences: str) -> dict[str, float]:
     """The mean over demonstration sets of (DPO on `preferences` - its SFT), as weights of variants."""
     data = dict.fromkeys(variant.corpora[0] for variant in comparison.variants.values() if variant.corpora)
     pairs = [(row(comparison, name, preferences), row(comparison, name)) for name in data]
-    both = [(after, before) for after, before in pairs if after and before]
-    return {name: sign / len(both) for pair in both for name, sign in zip(pair, (1, -1), strict=True)}
+    return mean_change([(after, before) for after, before in pairs if after and before])
+
+
+def mean_change(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """The mean over pairs of variants of (the first - the second), as weights; none of no pairs."""
+    return {name: sign / len(pairs) for pair in pairs for name, sign in zip(pair, (1, -1), strict=True)}
 
 
 def judge(comparison: Comparison) -> list[Judged]:

@@ -6,7 +6,7 @@ In: a comparison of variants. Out: SVG, by the templates beside this file.
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +21,30 @@ HERE = Path(__file__).parent
 STRETCHES = 60  # of a training curve; each is drawn as its mean, so that a long run is no thicker than a short one
 CURVES = {"sft": {"loss": "SFT loss"}, "dpo": {"loss": "DPO loss", "reward_margin": "DPO reward margin"}}
 
+Null = tuple[float | None, float | None, float | None]  # what chance gives, and the interval of 95 % of chances
+
 
 def areas(comparison: Comparison) -> str:
     """The primary measure of safety by group, beside a half."""
-    points = []
-    for place, group in enumerate([*comparison.groups, safety.AVERAGE]):
-        for name in comparison.variants:
-            estimate = comparison.contrast({name: 1.0}, f"auc_len.{group}").estimate
-            points.append({"place": place, "group": group, "variant": name, "null": 0.5} | _point(estimate, "value"))
-    return figures.svg(HERE / "variants.json", points, "Safety by group: AUC by length")
+    return _by_group(comparison, "auc_len", "AUC by length", lambda variant, group: (0.5, None, None))
 
 
 def scores(comparison: Comparison) -> str:
     """The published score by group, beside what each model would score by chance."""
+    return _by_group(comparison, "score", "published score", null)
+
+
+def _by_group(comparison: Comparison, measure: str, title: str, chance: Callable[[Variant, str], Null]) -> str:
     points = []
     for place, group in enumerate([*comparison.groups, safety.AVERAGE]):
         for name, variant in comparison.variants.items():
-            estimate = comparison.contrast({name: 1.0}, f"score.{group}").estimate
-            nulls = dict(zip(("null", "null_low", "null_high"), null(variant, group), strict=True))
-            points.append({"place": place, "group": group, "variant": name} | nulls | _point(estimate, "value"))
-    return figures.svg(HERE / "variants.json", points, "Safety by group: published score")
+            estimate = comparison.contrast({name: 1.0}, f"{measure}.{group}").estimate
+            beside = dict(zip(("null", "null_low", "null_high"), chance(variant, group), strict=True))
+            points.append({"place": place, "group": group, "variant": name} | beside | _point(estimate, "value"))
+    return figures.svg(HERE / "variants.json", points, f"Safety by group: {title}")
 
 
-def null(variant: Variant, group: str) -> tuple[float | None, float | None, float | None]:
+def null(variant: Variant, group: str) -> Null:
     """What a variant's models would score by chance, and 95 % of such deals: means over its runs.
 
     The average over groups has no interval, and a group of one label nothing at all.

@@ -93,7 +93,7 @@ class Family:
     @classmethod
     def of(cls, comparison: Comparison, versus: str, measures: Sequence[str]) -> "Family":
         """Every other variant in each of these measures."""
-        others = [name for name in comparison.variants if name != versus]
+        others = comparison.others(versus)
         found = {(v, m): comparison.contrast({v: 1.0, versus: -1.0}, m) for v in others for m in measures}
         return cls(found, dict(zip(found, contrasts.holm([each.p() for each in found.values()]), strict=True)))
 
@@ -147,11 +147,12 @@ def sections(comparison: Comparison, versus: str, command: str) -> Iterator[Sect
 
 def _head(comparison: Comparison, versus: str, by_task: Family, by_group: Family, rest: Comparison) -> Section:
     """What is compared, what differs, what could have been seen, and what must be known before a figure is read."""
-    runs = [run for variant in comparison.variants.values() for run in variant.runs]
     base, source = comparison.origin
-    others = [name for name in comparison.variants if name != versus]
-    told = f"{len(comparison.variants)} variants, {len(runs)} models; base model `{base.partition('#')[0]}`, data from "
-    told += f"`{source}`. Compared to {versus}: {'; '.join(others) or 'nothing'}."
+    others = comparison.others(versus)
+    told = (
+        f"{len(comparison.variants)} variants, {len(comparison.runs)} models; base model `{base.partition('#')[0]}`, "
+        f"data from `{source}`. Compared to {versus}: {'; '.join(others) or 'nothing'}."
+    )
     found = [] if comparison.seeded else [ONE_SEED]
     found += [INSTRUCT] if comparison.instruct else []
     found += [MINIATURE] if source == "mini" else []
@@ -175,7 +176,7 @@ def _summary(comparison: Comparison, versus: str, by_task: Family, by_group: Fam
     some = sum(by_task.significant(*each) for each in by_task.found)
     kind = "" if comparison.seeded else " of checkpoints"
     yield f"**Significant**: {some} of {by_task.size} differences{kind} to {versus} (p < 0.05 by Holm over them)."
-    differ = {name: _differs(comparison, versus, by_task, name) for name in comparison.variants if name != versus}
+    differ = {name: _differs(comparison, versus, by_task, name) for name in comparison.others(versus)}
     same = [name for name, said in differ.items() if not said]
     told = f", so all of {_named(same, differ)}" if same and some else ""
     yield f"**Not significant**: {'all others' if some else 'all'}{told}. That is no evidence of none."
@@ -203,8 +204,7 @@ def _differs(comparison: Comparison, versus: str, family: Family, name: str) -> 
 
 def _least(measure: str, title: str, family: Family) -> str:
     """How large a difference could have been seen in a measure: for the variants of the least and the largest error."""
-    scale, digits = (1, 4) if _area(measure) else (100, 1)
-    ends = [tables.figure(end, None, None, scale, digits) for end in family.detectable(measure)]
+    ends = [tables.figure(end, None, None, *_scale(measure)) for end in family.detectable(measure)]
     return f"{title} {' to '.join(dict.fromkeys(ends))}{'' if _area(measure) else ' points'}" if ends else ""
 
 
@@ -240,6 +240,11 @@ def _level(comparison: Comparison, variant: str, measure: str) -> Cell:
 def _area(measure: str) -> bool:
     """Whether a measure is one of safety, between 0 and 1; the others are in percent."""
     return "." in measure
+
+
+def _scale(measure: str) -> tuple[int, int]:
+    """By what a difference is multiplied, and its digits: points for shares."""
+    return (1, 4) if _area(measure) else (100, 1)
 
 
 def _titles(comparison: Comparison) -> dict[str, str]:
@@ -304,9 +309,8 @@ def _chi2(found: Uneven) -> str:
 
 def _change(found: Contrast, measure: str, unit: bool = False) -> str:
     """A difference with its interval: of shares in points."""
-    scale, digits = (1, 4) if _area(measure) else (100, 1)
     estimate = found.estimate
-    shown = tables.figure(estimate.value, estimate.low, estimate.high, scale, digits, "+")
+    shown = tables.figure(estimate.value, estimate.low, estimate.high, *_scale(measure), "+")
     return f"{shown} points" if unit and not _area(measure) and shown != "–" else shown
 
 
@@ -350,8 +354,7 @@ def _tested(comparison: Comparison, versus: str, family: Family, variant: str, m
         return "–"
     if not found.estimate.se:
         return Cell("0: nothing changed", 0.0)
-    scale, digits = (1, 4) if _area(measure) else (100, 1)
-    least = tables.figure(found.detectable(family.size), None, None, scale, digits)
+    least = tables.figure(found.detectable(family.size), None, None, *_scale(measure))
     more = (f"p {_p(p)}", f"MDE {least}", *_remarks(comparison, (variant, versus), measure, found))
     return _changed(found, measure)._replace(more=more, marked=family.significant(variant, measure))
 
@@ -359,9 +362,8 @@ def _tested(comparison: Comparison, versus: str, family: Family, variant: str, m
 def _differences(comparison: Comparison, versus: str, family: Family) -> Section:
     measures = _titles(comparison)
     rows: list[list[str | Cell]] = [["variant", *measures.values()]]
-    for name in comparison.variants:
-        if name != versus:
-            rows.append([name, *(_tested(comparison, versus, family, name, measure) for measure in measures)])
+    for name in comparison.others(versus):
+        rows.append([name, *(_tested(comparison, versus, family, name, measure) for measure in measures)])
     caption = f"Differences to {versus} in points, and in area of safety; those with p < 0.05 stand out"
     told = [PAIRED.format(family=family.size), *_alone(comparison)]
     gained: list[Part] = [GAINED, _discordant(comparison, versus)] if comparison.exact else []
@@ -376,16 +378,15 @@ def _alone(comparison: Comparison) -> list[str]:
 def _discordant(comparison: Comparison, versus: str) -> Table:
     """How many items changed from wrong to right and back, which is all that a difference of shares is made of."""
     rows: list[list[str | Cell]] = [["variant", *(TITLES.get(task, task) for task in comparison.exact)]]
-    for name in comparison.variants:
-        if name != versus:
-            counts = [comparison.discordant(versus, name, task) for task in comparison.exact]
-            rows.append([name, *(Cell(f"+{gained} −{lost}", gained - lost) for gained, lost in counts)])
+    for name in comparison.others(versus):
+        counts = [comparison.discordant(versus, name, task) for task in comparison.exact]
+        rows.append([name, *(Cell(f"+{gained} −{lost}", gained - lost) for gained, lost in counts)])
     return Table(f"Items that {versus} has wrong and the variant right (+), and the reverse (−)", rows)
 
 
 def _by_group(comparison: Comparison, versus: str, family: Family) -> Section:
     """What changed for each group, and whether it changed unevenly."""
-    others = [name for name in comparison.variants if name != versus]
+    others = comparison.others(versus)
     rows: list[list[str | Cell]] = [["group", *others]]
     for group in comparison.groups:
         rows.append([group, *(_tested(comparison, versus, family, name, f"auc_len.{group}") for name in others)])
@@ -408,18 +409,14 @@ def _effects(comparison: Comparison) -> dict[str, Mapping[str, float]]:
         return {}
     effects: dict[str, Mapping[str, float]] = {}
     for a, b in combinations(preferences, 2):
-        effects[f"DPO {b} − {a}, mean over SFT"] = _mean([(cells[d, b], cells[d, a]) for d in data])
+        effects[f"DPO {b} − {a}, mean over SFT"] = claims.mean_change([(cells[d, b], cells[d, a]) for d in data])
     for a, b in combinations(data, 2):
-        effects[f"SFT {b} − {a}, mean over DPO"] = _mean([(cells[b, p], cells[a, p]) for p in preferences])
+        effects[f"SFT {b} − {a}, mean over DPO"] = claims.mean_change([(cells[b, p], cells[a, p]) for p in preferences])
     for a, b in combinations(data, 2):
         for p, q in combinations(preferences, 2):
             corners = {cells[b, q]: 1.0, cells[b, p]: -1.0, cells[a, q]: -1.0, cells[a, p]: 1.0}
             effects[f"interaction: DPO {q} − {p}, after {b} − after {a}"] = corners
     return effects
-
-
-def _mean(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    return {name: sign / len(pairs) for pair in pairs for name, sign in zip(pair, (1, -1), strict=True)}
 
 
 def _grid(comparison: Comparison, effects: Mapping[str, Mapping[str, float]]) -> Section:
@@ -433,8 +430,7 @@ def _grid(comparison: Comparison, effects: Mapping[str, Mapping[str, float]]) ->
 
 def _uncontaminated(comparison: Comparison) -> Comparison:
     """The same without the items that were found in the variants' datasets."""
-    runs = [run for variant in comparison.variants.values() for run in variant.runs]
-    return comparison.without({pair for run in runs for pair in run.contaminated()})
+    return comparison.without({pair for run in comparison.runs for pair in run.contaminated()})
 
 
 def _touched(comparison: Comparison, rest: Comparison) -> dict[str, int]:

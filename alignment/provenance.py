@@ -16,8 +16,7 @@ SENTENCES = "safenlp"  # the sentences that have a pin
 
 def commits(comparison: Comparison) -> dict[str, str]:
     """The commit of each revision that has a run in a comparison; "" of the workspace."""
-    runs = [run for variant in comparison.variants.values() for run in variant.runs]
-    return {run.revision.name: run.revision.commit for run in runs}
+    return {run.revision.name: run.revision.commit for run in comparison.runs}
 
 
 def sources(comparison: Comparison) -> Iterator[list[str]]:
@@ -37,7 +36,7 @@ def sources(comparison: Comparison) -> Iterator[list[str]]:
 
 
 def _first(comparison: Comparison) -> Revision:
-    return next(iter(comparison.variants.values())).runs[0].revision
+    return comparison.runs[0].revision
 
 
 def _benchmarks(comparison: Comparison) -> dict[str, Repository]:

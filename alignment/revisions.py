@@ -36,6 +36,7 @@ TRAINED = {
     "sft": "models/sft",
     "dpo": "models/dpo",
 }
+MAKERS = {out: stage for stage, out in TRAINED.items()}
 KINDS = ("mini", "hub")  # of sources; any other is a mirror's place
 UNNAMED = ("seed", "state", "mentions")  # options that name no variant: runs of one, places, and what only describes
 
@@ -91,11 +92,10 @@ class Revision:
 
     def _follows(self, stage: str) -> bool:
         """Whether a stage was given what its predecessors gave last, back to the data."""
-        made = {out: maker for maker, out in TRAINED.items()}
-        inputs = [(path, md5) for path, md5 in self.hashes(stage, "deps").items() if path in made]
+        inputs = [(MAKERS[path], path, md5) for path, md5 in self.hashes(stage, "deps").items() if path in MAKERS]
         return all(
-            made[path] in self.stages and self.hashes(made[path], "outs").get(path) == md5 and self._follows(made[path])
-            for path, md5 in inputs
+            maker in self.stages and self.hashes(maker, "outs").get(path) == md5 and self._follows(maker)
+            for maker, path, md5 in inputs
         )
 
     def hashes(self, stage: str, kind: str) -> dict[str, str]:
@@ -114,13 +114,17 @@ class Revision:
 
     def recipe(self, stage: str) -> str:
         """A digest of all that a stage's result depends on, back to the data, but for the seed."""
-        made = {out: maker for maker, out in TRAINED.items()}
         words = self.words(stage)
         if "--seed" in words:
             at = words.index("--seed")
             del words[at : at + 2]
         deps = self.hashes(stage, "deps")
-        return files.digest([words, [[p, self.recipe(made[p]) if p in made else deps[p]] for p in sorted(deps)]])
+        return files.digest([words, [[p, self.recipe(MAKERS[p]) if p in MAKERS else deps[p]] for p in sorted(deps)]])
+
+    @cached_property
+    def _outs(self) -> dict[str, str]:
+        """The md5 of every result, by path."""
+        return {path: md5 for stage in self.stages for path, md5 in self.hashes(stage, "outs").items()}
 
     def read(self, path: str) -> bytes:
         """A result's bytes.
@@ -128,7 +132,6 @@ class Revision:
         Raises:
             Refused: it is not at hand, or is not what dvc.lock says.
         """
-        known = {out: md5 for stage in self.stages for out, md5 in self.hashes(stage, "outs").items()}
         try:
             content = bytes(self.tree.read_bytes(path))
         except FileNotFoundError:
@@ -137,7 +140,7 @@ class Revision:
                 f"bring it with `dvc exp pull <git remote> {self.name}` if that is an experiment, with "
                 "`dvc fetch --all-commits` if it is a commit; or make it again there with `dvc repro`"
             ) from None
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() != known.get(path):
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != self._outs.get(path):
             raise Refused(
                 f"{path} of {self.name} is not the file that its dvc.lock names: it was edited or damaged, or a run "
                 "was stopped half-way.\nin the workspace run `dvc repro`; elsewhere `dvc fetch --all-commits` mends "
@@ -157,7 +160,9 @@ class Checkpoint:
 
     revision: Revision
     stage: str
-    _read: dict[str, Any] = field(default_factory=dict, compare=False)
+    _metrics: dict[str, dict[str, Any]] = field(
+        default_factory=dict, compare=False
+    )  # a page asks for them cell by cell
 
     @cached_property
     def recipe(self) -> str:
@@ -221,7 +226,9 @@ class Checkpoint:
 
     def metrics(self, path: str) -> dict[str, Any]:
         """A metrics file of its revision, such as `sft.json`."""
-        return dict(json.loads(self.revision.read(f"metrics/{path}")))
+        if path not in self._metrics:
+            self._metrics[path] = json.loads(self.revision.read(f"metrics/{path}"))
+        return self._metrics[path]
 
     def answers(self) -> list[dict[str, Any]]:
         """Its greedy answers to the fixed prompts, each with `prompt`, `answer`, `tokens` and `finished`."""

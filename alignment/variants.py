@@ -9,8 +9,8 @@ not compared: other items, task versions, sentences, tokens, templates or precis
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -147,22 +147,19 @@ class Comparison:
     texts: NDArray[np.str_]
 
     @classmethod
-    def of(cls, variants: Sequence[Variant], without: Iterable[tuple[str, str]] = ()) -> "Comparison":
-        """Compare variants with distinct names, on all items but those of `without`, as (task, item).
+    def of(cls, variants: Sequence[Variant]) -> "Comparison":
+        """Compare variants with distinct names.
 
         Raises:
             Refused: they were not scored alike.
         """
-        left_out = set(without)
         first = _refuse_unlike([run for variant in variants for run in variant.runs])
         items, sentences = first.table("eval"), safety.Scored.of(first.table("safety"))
         tasks = _tasks(items)
-        kept = {task: _kept(items, task, left_out) for task in tasks}
+        kept = _kept(items, tasks)
 
         def scored(run: Checkpoint) -> dict[str, Statistic]:
-            answers = run.table("eval")
-            figures = {task: mean(_column(answers, task, metric)[kept[task]]) for task, metric in tasks.items()}
-            return figures | safety_figures(run.table("safety"))
+            return task_figures(run.table("eval"), tasks, kept) | safety_figures(run.table("safety"))
 
         return cls(
             variants={variant.name: variant for variant in variants},
@@ -174,18 +171,38 @@ class Comparison:
         )
 
     def without(self, items: Iterable[tuple[str, str]]) -> "Comparison":
-        """The same variants, on all items but these."""
-        return Comparison.of(list(self.variants.values()), items)
+        """The same variants, on all items but these, as (task, item)."""
+        left_out = set(items)
+        if not left_out:
+            return self
+        kept = _kept(self.runs[0].table("eval"), self.tasks, left_out)
+        figures = {
+            name: [
+                scored | task_figures(run.table("eval"), self.tasks, kept)
+                for run, scored in zip(variant.runs, self.figures[name], strict=True)
+            ]
+            for name, variant in self.variants.items()
+        }
+        return replace(self, figures=figures, items={task: int(rows.sum()) for task, rows in kept.items()})
+
+    @property
+    def runs(self) -> list[Checkpoint]:
+        """Of all variants, in their order."""
+        return [run for variant in self.variants.values() for run in variant.runs]
+
+    def others(self, versus: str) -> list[str]:
+        """The variants but one."""
+        return [name for name in self.variants if name != versus]
 
     @property
     def origin(self) -> tuple[str, str]:
         """The base model, and where the data come from."""
-        return next(iter(self.variants.values())).runs[0].origin
+        return self.runs[0].origin
 
     @property
     def instruct(self) -> bool:
         """Whether a base model was tuned on conversations before."""
-        return any(run.instruct for variant in self.variants.values() for run in variant.runs)
+        return any(run.instruct for run in self.runs)
 
     def flagged(self, variant: str, flag: str) -> bool:
         """Whether `eval` says something of a task in a run of a variant, such as `mmlu.constant`; not all have all."""
@@ -215,7 +232,7 @@ class Comparison:
     def over_runs(self, variant: str, part: str) -> Statistic:
         """A variant's figure, the mean of its runs'."""
         runs = [figures[part] for figures in self.figures[variant]]
-        return contrasts.contrast([1 / len(runs)] * len(runs), runs)
+        return stats.average(runs, len(runs[0].influence))
 
     def seeds(self, stage: str, measures: tuple[str, ...]) -> Seeds:
         """How much measures differ by seed, pooled over the variants of a stage."""
@@ -283,6 +300,13 @@ def mean(values: ArrayLike) -> Statistic:
     return Statistic(float(x.mean()), (x - x.mean()) / len(x), np.ones(len(x), dtype=np.bool_))
 
 
+def task_figures(
+    items: pa.Table, tasks: Mapping[str, str], kept: Mapping[str, NDArray[np.bool_]]
+) -> dict[str, Statistic]:
+    """The mean of each task of a table of items, in its metric, over the items that are kept."""
+    return {task: mean(_column(items, task, metric)[kept[task]]) for task, metric in tasks.items()}
+
+
 def safety_figures(sentences: pa.Table) -> dict[str, Statistic]:
     """The measures of `SAFETY` for every group of a table of sentences, and their averages, as `measure.group`."""
     rows = safety.Scored.of(sentences)
@@ -309,8 +333,11 @@ def _column(items: pa.Table, task: str, name: str) -> NDArray[Any]:
     return column
 
 
-def _kept(items: pa.Table, task: str, without: set[tuple[str, str]]) -> NDArray[np.bool_]:
-    return np.array([(task, item) not in without for item in _column(items, task, "item")])
+def _kept(
+    items: pa.Table, tasks: Iterable[str], without: Collection[tuple[str, str]] = ()
+) -> dict[str, NDArray[np.bool_]]:
+    """Which items of each task are not left out."""
+    return {task: np.array([(task, item) not in without for item in _column(items, task, "item")]) for task in tasks}
 
 
 def _refuse_unlike(runs: Sequence[Checkpoint]) -> Checkpoint:

@@ -2,14 +2,13 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import planted
 import pytest
 import yaml
+from clones import dvc, git
 
 from alignment import files, revisions, variants
 from alignment.command import Refused
@@ -82,20 +81,6 @@ def pipeline() -> str:
     }
     found = {"fetch": fetch, "fetch-safety": sentences, "sample": {"foreach": roles, "do": sample}}
     return yaml.safe_dump({"stages": {**found, "sft": sft, "dpo": dpo, **scores}})
-
-
-def run(folder: Path, *words: str) -> str:
-    ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
-
-
-def git(folder: Path, *words: str) -> str:
-    return run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", *words)
-
-
-def dvc(folder: Path, *words: str) -> str:
-    return run(folder, sys.executable, "-m", "dvc", *words)
 
 
 @pytest.fixture(scope="module")
