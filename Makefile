@@ -7,12 +7,13 @@ CHECKPOINT ?= dpo
 SOURCE ?= mini
 REVS ?= workspace
 BASELINE ?= base
+BASE ?= main
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro study compare test check preset doctor export bench agree soak
+.PHONY: repro study compare diff test check preset doctor export bench agree soak
 
 repro: .venv  ## rebuild what has changed, and show the table
-	dvc repro
+	dvc repro $(REPRO)
 
 study: .venv  ## every variant of params.yaml's section `study` that is missing, as experiments; then side by side
 	python -m stages.study params.yaml
@@ -20,13 +21,17 @@ study: .venv  ## every variant of params.yaml's section `study` that is missing,
 compare: .venv  ## commits, branches, experiments or the workspace side by side, with paired tests; into metrics/study.md
 	python -m stages.compare $(REVS) --baseline "$(BASELINE)" --out metrics/study.md
 
+diff: .venv  ## what the workspace changes from BASE, each metric with its test; fails where one fell for certain
+	python -m stages.diff $(BASE) --out metrics/diff.md
+
 test: .venv  ## every test
 	pytest
 
-check: .venv  ## format, lint, types
+check: .venv  ## format, lint, types, the workflow's schema
 	ruff format --check .
 	ruff check .
 	mypy
+	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/study.yml
 
 preset:  ## params.yaml becomes a preset; `git checkout params.yaml` returns
 	cp presets/$(PRESET).yaml params.yaml

@@ -29,12 +29,13 @@ def go_offline() -> None:
         os.environ[name] = "1"
 
 
-def run(*mains: Callable[..., Any], offline: bool = True) -> None:
+def run(*mains: Callable[..., Any], offline: bool = True, stage: bool = True) -> None:
     """Run the command line against `mains`: one is the command itself, several are its subcommands.
 
     Args:
         mains: functions whose parameters Typer turns into arguments and options.
         offline: whether the hub's clients are kept off the network, for every stage but `fetch`.
+        stage: whether DVC runs it and has deleted its last result, so that a refusal says what brings that back.
     """
     import typer
 
@@ -57,7 +58,8 @@ def run(*mains: Callable[..., Any], offline: bool = True) -> None:
     try:
         app()
     except Refused as refusal:
-        print(f"\nerror: {refusal}\n\nto go back to the last result: {RESTORE}", file=sys.stderr)
+        back = f"\n\nto go back to the last result: {RESTORE}" if stage else ""
+        print(f"\nerror: {refusal}{back}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

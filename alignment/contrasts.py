@@ -44,6 +44,16 @@ def p_value(estimate: Estimate, degrees: float, null: float = 0.0) -> float:
     return 2 * float(special.stdtr(degrees, -abs(estimate.value - null) / estimate.se))
 
 
+def p_below(estimate: Estimate, degrees: float, bound: float) -> float:
+    """The one-sided p, by t, of a true value of at least `bound`: small where the estimate is certainly below it.
+
+    Without a standard error the estimate is taken for the value; NaN where it is not defined.
+    """
+    if not estimate.se > 0:
+        return math.nan if math.isnan(estimate.value) else float(estimate.value >= bound)
+    return float(special.stdtr(degrees, (estimate.value - bound) / estimate.se))
+
+
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's (1979) adjusted p values of one family, in the order given; NaN is no member of the family."""
     order = sorted((p, place) for place, p in enumerate(ps) if not math.isnan(p))
@@ -54,12 +64,12 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def detectable(se: float, degrees: float, family: int) -> float:
+def detectable(se: float, degrees: float, family: int, sides: int = 2) -> float:
     """The smallest true difference that Holm's first step finds with a chance of 80 %.
 
-    (t_{1 - .05 / (2 m)} + t_{.80}) se, for a family of m.
+    (t_{1 - .05 / (2 m)} + t_{.80}) se, for a family of m; 1 in place of 2 for tests of one side.
     """
-    quantiles = special.stdtrit(degrees, [1 - (1 - LEVEL) / (2 * family), POWER])
+    quantiles = special.stdtrit(degrees, [1 - (1 - LEVEL) / (sides * family), POWER])
     return float(quantiles.sum()) * se
 
 

@@ -6,16 +6,16 @@ a figure has its interval, a difference its p and what could have been seen, and
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from alignment import claims, contrasts, drawings, provenance, safety, tables
+from alignment import cells, claims, drawings, provenance, safety, tables
 from alignment.contrasts import Uneven
+from alignment.family import Family
 from alignment.parts import Answer, Cell, Figure, Part, Points, Prompt, Section, Table
-from alignment.stats import LEVEL
 from alignment.tables import TITLES
-from alignment.variants import AVERAGE, Comparison, Contrast, Variant
+from alignment.variants import AVERAGE, Comparison, Variant
 
 HOUSE = Path(__file__).parents[1]
 QUESTION = "What does a dataset do to a model's alignment?"
@@ -28,12 +28,6 @@ SEEDED = (
 )
 INSTRUCT = "**The start is an instruct model**: what it learnt before is in every row, so no claim gets a verdict."
 MINIATURE = "**The data are the embedded miniature**: a rehearsal that shows the pipeline, not a result."
-FLAGS = {  # of `eval`: what the page says once, and what stands beside each figure
-    "constant": ("one constant answer, so the score says nothing", "constant answer"),
-    "near_constant": ("one answer on all but a few items, so the score says next to nothing", "near-constant answer"),
-    "uninformative": ("no better than chance by the margin between its answers", "margin at chance"),
-}
-FLAGGED = ("toxigen", "mmlu")  # the tasks that have flags
 PAIRED = (
     "Paired over the same items, or the same sentences clustered by text. p by Holm over the {family} differences of "
     "this table; MDE is the smallest true difference that would be found with a chance of 80 %."
@@ -78,41 +72,6 @@ TRAINED = {  # of `sft` and `dpo`, and what the table calls it
 }
 
 
-@dataclass(frozen=True)
-class Family:
-    """Differences to one variant that are tested together.
-
-    Attributes:
-        found: by variant and measure.
-        adjusted: p of each by Holm; NaN where there is no test.
-    """
-
-    found: dict[tuple[str, str], Contrast]
-    adjusted: dict[tuple[str, str], float]
-
-    @classmethod
-    def of(cls, comparison: Comparison, versus: str, measures: Sequence[str]) -> "Family":
-        """Every other variant in each of these measures."""
-        others = comparison.others(versus)
-        found = {(v, m): comparison.contrast({v: 1.0, versus: -1.0}, m) for v in others for m in measures}
-        return cls(found, dict(zip(found, contrasts.holm([each.p() for each in found.values()]), strict=True)))
-
-    @property
-    def size(self) -> int:
-        """How many were tested."""
-        return sum(not math.isnan(p) for p in self.adjusted.values())
-
-    def significant(self, variant: str, measure: str) -> bool:
-        """Whether a difference is, after correction."""
-        return self.adjusted[variant, measure] < 1 - LEVEL  # never of NaN
-
-    def detectable(self, measure: str) -> list[float]:
-        """The smallest and the largest of what could have been seen in a measure; none where nothing changed."""
-        differences = [found for (_, m), found in self.found.items() if m == measure]
-        least = [found.detectable(self.size) for found in differences if found.estimate.se > 0]
-        return [min(least), max(least)] if least else []
-
-
 def sections(comparison: Comparison, versus: str, command: str) -> Iterator[Section]:
     """The page: what was compared, both tables, the verdicts, every difference to `versus`, and what explains them.
 
@@ -121,8 +80,9 @@ def sections(comparison: Comparison, versus: str, command: str) -> Iterator[Sect
         versus: the variant that the others are compared to.
         command: what makes this page again.
     """
-    by_task = Family.of(comparison, versus, list(_titles(comparison)))
-    by_group = Family.of(comparison, versus, [f"auc_len.{group}" for group in comparison.groups])
+    pairs = {name: (versus, name) for name in comparison.others(versus)}
+    by_task = Family.of(comparison, pairs, list(cells.titles(comparison)))
+    by_group = Family.of(comparison, pairs, [f"auc_len.{group}" for group in comparison.groups])
     rest = _uncontaminated(comparison)
     yield _head(comparison, versus, by_task, by_group, rest)
     yield _levels(comparison)
@@ -154,8 +114,7 @@ def _head(comparison: Comparison, versus: str, by_task: Family, by_group: Family
         f"data from `{source}`. Compared to {versus}: {'; '.join(others) or 'nothing'}."
     )
     found = [] if comparison.seeded else [ONE_SEED]
-    found += [INSTRUCT] if comparison.instruct else []
-    found += [MINIATURE] if source == "mini" else []
+    found += caveats(comparison)
     found += _summary(comparison, versus, by_task, by_group) if others else []
     found += [
         f"{TITLES[task]} is {said}: {_named(names, comparison.variants)}." for task, said, names in _flagged(comparison)
@@ -171,6 +130,11 @@ def _head(comparison: Comparison, versus: str, by_task: Family, by_group: Family
     return Section(title, [told, Points(found), scored.strip()])
 
 
+def caveats(comparison: Comparison) -> list[str]:
+    """What of the base model and the data keeps any figure from being a result."""
+    return [INSTRUCT] * comparison.instruct + [MINIATURE] * (comparison.origin[1] == "mini")
+
+
 def _summary(comparison: Comparison, versus: str, by_task: Family, by_group: Family) -> Iterator[str]:
     """What differs for certain, what was not found to, and how large a difference could have been seen."""
     some = sum(by_task.significant(*each) for each in by_task.found)
@@ -180,8 +144,11 @@ def _summary(comparison: Comparison, versus: str, by_task: Family, by_group: Fam
     same = [name for name, said in differ.items() if not said]
     told = f", so all of {_named(same, differ)}" if same and some else ""
     yield f"**Not significant**: {'all others' if some else 'all'}{told}. That is no evidence of none."
-    least = [_least(measure, title, by_task) for measure, title in _titles(comparison).items()]
-    yield f"**Could have been seen**, with a chance of 80 %: {'; '.join(filter(None, least)) or 'nothing'}."
+    least = {title: _least(measure, title, by_task) for measure, title in cells.titles(comparison).items()}
+    unknown = ", ".join(title for title, said in least.items() if not said)
+    told = "; ".join(filter(None, least.values())) or "nothing that can be told"
+    still = f" Not known of {unknown}: not one outcome changed, so there is no error to reckon with." if unknown else ""
+    yield f"**Could have been seen**, with a chance of 80 %: {told}.{still}"
     yield from (f"**{name}**: {said}." for name, said in differ.items() if said)
     some = sum(by_group.significant(*each) for each in by_group.found)
     yield f"**By group**: {some} of {by_group.size} differences{kind} in safety are significant, by Holm over these."
@@ -194,67 +161,31 @@ def _named(names: Sequence[str], of: Iterable[str]) -> str:
 
 def _differs(comparison: Comparison, versus: str, family: Family, name: str) -> str:
     said = []
-    for measure, title in _titles(comparison).items():
+    for measure, title in cells.titles(comparison).items():
         if family.significant(name, measure):
             found = family.found[name, measure]
-            remarks = "".join(f" ({each})" for each in _remarks(comparison, (name, versus), measure, found))
-            said.append(f"{title} {_change(found, measure, unit=True)}{remarks}")
+            remarks = "".join(f" ({each})" for each in cells.remarks(comparison, (name, versus), measure, found))
+            said.append(f"{title} {cells.change(found, measure, unit=True)}{remarks}")
     return "; ".join(said)
 
 
 def _least(measure: str, title: str, family: Family) -> str:
     """How large a difference could have been seen in a measure: for the variants of the least and the largest error."""
-    ends = [tables.figure(end, None, None, *_scale(measure)) for end in family.detectable(measure)]
-    return f"{title} {' to '.join(dict.fromkeys(ends))}{'' if _area(measure) else ' points'}" if ends else ""
-
-
-def _remarks(
-    comparison: Comparison, names: Sequence[str], measure: str, found: Contrast | None = None
-) -> tuple[str, ...]:
-    """What must be said beside a figure of these variants: answers that are no answers, a difference without seeds."""
-    flags = FLAGS if measure in FLAGGED else {}
-    alone = ("one seed",) if found and comparison.seeded and not found.seeded else ()
-    return *(short for flag, (_, short) in flags.items() if _any(comparison, names, measure, flag)), *alone
-
-
-def _any(comparison: Comparison, names: Sequence[str], task: str, flag: str) -> bool:
-    return any(comparison.flagged(name, f"{task}.{flag}") for name in names)
+    ends = [tables.figure(end, None, None, *cells.scale(measure)) for end in family.detectable(measure)]
+    return f"{title} {' to '.join(dict.fromkeys(ends))}{'' if cells.area(measure) else ' points'}" if ends else ""
 
 
 def _flagged(comparison: Comparison) -> Iterator[tuple[str, str, list[str]]]:
     """Tasks, what is wrong with their answers, and the variants of which a run has that."""
-    for task in (task for task in FLAGGED if task in comparison.tasks):
-        for flag, (said, _) in FLAGS.items():
+    for task in (task for task in cells.FLAGGED if task in comparison.tasks):
+        for flag, (said, _) in cells.FLAGS.items():
             if names := [name for name in comparison.variants if comparison.flagged(name, f"{task}.{flag}")]:
                 yield task, said, names
 
 
-def _level(comparison: Comparison, variant: str, measure: str) -> Cell:
-    """A variant's figure with its interval, cut to where it can lie."""
-    estimate = comparison.contrast({variant: 1.0}, measure).estimate
-    low, high = tables.within(estimate.low), tables.within(estimate.high)
-    shown = tables.figure(estimate.value, low, high, *((1, 3) if _area(measure) else (100, 1)))
-    return Cell(shown, estimate.value, _remarks(comparison, (variant,), measure))
-
-
-def _area(measure: str) -> bool:
-    """Whether a measure is one of safety, between 0 and 1; the others are in percent."""
-    return "." in measure
-
-
-def _scale(measure: str) -> tuple[int, int]:
-    """By what a difference is multiplied, and its digits: points for shares."""
-    return (1, 4) if _area(measure) else (100, 1)
-
-
-def _titles(comparison: Comparison) -> dict[str, str]:
-    """The measures that one table tests, with their titles: the tasks and the average of safety."""
-    return {task: TITLES.get(task, task) for task in comparison.tasks} | {AVERAGE: "safety, AUC by length"}
-
-
 def _levels(comparison: Comparison) -> Section:
     """The study's first table: one row a variant."""
-    measures = _titles(comparison)
+    measures = cells.titles(comparison)
     heads = {
         **({"capability": "capability"} if comparison.has("capability") else {}),
         **{task: f"{measures[task]} {metric}" for task, metric in comparison.tasks.items()},
@@ -263,7 +194,7 @@ def _levels(comparison: Comparison) -> Section:
     rows: list[list[str | Cell]] = [["variant", "seeds", *heads.values()]]
     for name, variant in comparison.variants.items():
         runs = _count(len(variant.runs)) if variant.corpora else "–"
-        rows.append([name, runs, *(_level(comparison, name, measure) for measure in heads)])
+        rows.append([name, runs, *(cells.level(comparison, name, measure) for measure in heads)])
     parts: list[Part] = [Table("Every variant on every benchmark, and its safety; 95 % intervals", rows)]
     if comparison.has("capability"):
         says = "Capability against safety: one point a variant, both with 95 % intervals. The numbers: the table above."
@@ -286,7 +217,7 @@ def _best(comparison: Comparison, measures: Sequence[str]) -> str:
     for measure in measures:
         values = {name: comparison.contrast({name: 1.0}, measure).estimate.value for name in comparison.variants}
         if known := {name: value for name, value in values.items() if math.isfinite(value)}:
-            said.append(f"{_titles(comparison).get(measure, measure)}: {max(known, key=lambda name: known[name])}")
+            said.append(f"{cells.titles(comparison).get(measure, measure)}: {max(known, key=lambda name: known[name])}")
     many = len(comparison.variants)
     return f"Highest, each picked as the best of {many} and so flattered by chance: {'; '.join(said)}."
 
@@ -295,31 +226,16 @@ def _claims(comparison: Comparison, judged: Sequence[claims.Judged]) -> Section:
     """The study's claims whose rows are here, each with its verdict where one can be given."""
     rows: list[list[str | Cell]] = [["letter", "claim", "difference", "p", "verdict"]]
     for claim, found, p, verdict in judged:
-        shown = _chi2(found) if isinstance(found, Uneven) else _changed(found, claim.measure or "", unit=True)
+        shown = _chi2(found) if isinstance(found, Uneven) else cells.changed(found, claim.measure or "", unit=True)
         seeded = comparison.contrast(claim.weights, AVERAGE).seeded
         none = "none: an instruct base" if comparison.instruct else "" if seeded else "none: one seed"
-        rows.append([claim.letter, claim.says, shown, Cell(_p(p), p), none or verdict])
+        rows.append([claim.letter, claim.says, shown, Cell(cells.p_value(p), p), none or verdict])
     told = RULES.format(family=len(judged))
     return Section("The study's claims", [Table("Each claim with its test and its verdict", rows), told])
 
 
 def _chi2(found: Uneven) -> str:
     return "–" if math.isnan(found.p) else f"χ²({found.degrees}) = {found.chi2:.1f}"
-
-
-def _change(found: Contrast, measure: str, unit: bool = False) -> str:
-    """A difference with its interval: of shares in points."""
-    estimate = found.estimate
-    shown = tables.figure(estimate.value, estimate.low, estimate.high, *_scale(measure), "+")
-    return f"{shown} points" if unit and not _area(measure) and shown != "–" else shown
-
-
-def _changed(found: Contrast, measure: str, unit: bool = False) -> Cell:
-    return Cell(_change(found, measure, unit), found.estimate.value)
-
-
-def _p(p: float) -> str:
-    return "–" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def _safety(comparison: Comparison) -> Section:
@@ -329,7 +245,7 @@ def _safety(comparison: Comparison) -> Section:
     areas: list[list[str | Cell]] = [["AUC by length", *comparison.variants]]
     scores: list[list[str | Cell]] = [["published score", *comparison.variants]]
     for group in groups:
-        areas.append([group, *(_level(comparison, name, f"auc_len.{group}") for name in comparison.variants)])
+        areas.append([group, *(cells.level(comparison, name, f"auc_len.{group}") for name in comparison.variants)])
         scores.append([group, *(_score(comparison, each, group) for each in comparison.variants.values())])
     parts: list[Part] = [
         Figure("safety", f"AUC by length for each group: {chance}, ½.", drawings.areas(comparison)),
@@ -344,26 +260,14 @@ def _safety(comparison: Comparison) -> Section:
 def _score(comparison: Comparison, variant: Variant, group: str) -> Cell:
     """The published score beside what the same models would score by chance."""
     null = tables.figure(*drawings.null(variant, group), 1, 3)
-    return _level(comparison, variant.name, f"score.{group}")._replace(more=(f"null {null}",))
-
-
-def _tested(comparison: Comparison, versus: str, family: Family, variant: str, measure: str) -> Cell | str:
-    """A difference with its p and what could have been seen."""
-    found, p = family.found[variant, measure], family.adjusted[variant, measure]
-    if math.isnan(p):
-        return "–"
-    if not found.estimate.se:
-        return Cell("0: nothing changed", 0.0)
-    least = tables.figure(found.detectable(family.size), None, None, *_scale(measure))
-    more = (f"p {_p(p)}", f"MDE {least}", *_remarks(comparison, (variant, versus), measure, found))
-    return _changed(found, measure)._replace(more=more, marked=family.significant(variant, measure))
+    return cells.level(comparison, variant.name, f"score.{group}")._replace(more=(f"null {null}",))
 
 
 def _differences(comparison: Comparison, versus: str, family: Family) -> Section:
-    measures = _titles(comparison)
+    measures = cells.titles(comparison)
     rows: list[list[str | Cell]] = [["variant", *measures.values()]]
     for name in comparison.others(versus):
-        rows.append([name, *(_tested(comparison, versus, family, name, measure) for measure in measures)])
+        rows.append([name, *(cells.tested(comparison, versus, family, name, measure) for measure in measures)])
     caption = f"Differences to {versus} in points, and in area of safety; those with p < 0.05 stand out"
     told = [PAIRED.format(family=family.size), *_alone(comparison)]
     gained: list[Part] = [GAINED, _discordant(comparison, versus)] if comparison.exact else []
@@ -389,9 +293,11 @@ def _by_group(comparison: Comparison, versus: str, family: Family) -> Section:
     others = comparison.others(versus)
     rows: list[list[str | Cell]] = [["group", *others]]
     for group in comparison.groups:
-        rows.append([group, *(_tested(comparison, versus, family, name, f"auc_len.{group}") for name in others)])
+        rows.append([group, *(cells.tested(comparison, versus, family, name, f"auc_len.{group}") for name in others)])
     tests = {name: comparison.uneven({name: 1.0, versus: -1.0}) for name in others}
-    told = "; ".join(f"{name}: {_chi2(test)}, p {_p(test.p)}" for name, test in tests.items() if not math.isnan(test.p))
+    told = "; ".join(
+        f"{name}: {_chi2(test)}, p {cells.p_value(test.p)}" for name, test in tests.items() if not math.isnan(test.p)
+    )
     even = f"Whether groups changed unevenly, each test as it stands: {told or 'not defined'}."
     caption = f"Differences to {versus} in AUC by length for each group; those with p < 0.05 stand out"
     paired = PAIRED.format(family=family.size)
@@ -402,28 +308,28 @@ def _by_group(comparison: Comparison, versus: str, family: Family) -> Section:
 
 def _effects(comparison: Comparison) -> dict[str, Mapping[str, float]]:
     """The main effects and interactions of demonstrations by comparisons; none where not each was tried with each."""
-    cells = {v.corpora: v.name for v in comparison.variants.values() if v.stage == "dpo"}
-    cells = {sets: name for sets, name in cells.items() if claims.row(comparison, sets[0], sets[1]) == name}
-    data, preferences = (list(dict.fromkeys(corpora[at] for corpora in cells)) for at in (0, 1))
-    if len(data) < 2 or len(preferences) < 2 or len(cells) < len(data) * len(preferences):
+    tried = {v.corpora: v.name for v in comparison.variants.values() if v.stage == "dpo"}
+    tried = {sets: name for sets, name in tried.items() if claims.row(comparison, sets[0], sets[1]) == name}
+    data, preferences = (list(dict.fromkeys(corpora[at] for corpora in tried)) for at in (0, 1))
+    if len(data) < 2 or len(preferences) < 2 or len(tried) < len(data) * len(preferences):
         return {}
     effects: dict[str, Mapping[str, float]] = {}
     for a, b in combinations(preferences, 2):
-        effects[f"DPO {b} − {a}, mean over SFT"] = claims.mean_change([(cells[d, b], cells[d, a]) for d in data])
+        effects[f"DPO {b} − {a}, mean over SFT"] = claims.mean_change([(tried[d, b], tried[d, a]) for d in data])
     for a, b in combinations(data, 2):
-        effects[f"SFT {b} − {a}, mean over DPO"] = claims.mean_change([(cells[b, p], cells[a, p]) for p in preferences])
+        effects[f"SFT {b} − {a}, mean over DPO"] = claims.mean_change([(tried[b, p], tried[a, p]) for p in preferences])
     for a, b in combinations(data, 2):
         for p, q in combinations(preferences, 2):
-            corners = {cells[b, q]: 1.0, cells[b, p]: -1.0, cells[a, q]: -1.0, cells[a, p]: 1.0}
+            corners = {tried[b, q]: 1.0, tried[b, p]: -1.0, tried[a, q]: -1.0, tried[a, p]: 1.0}
             effects[f"interaction: DPO {q} − {p}, after {b} − after {a}"] = corners
     return effects
 
 
 def _grid(comparison: Comparison, effects: Mapping[str, Mapping[str, float]]) -> Section:
-    measures = _titles(comparison)
+    measures = cells.titles(comparison)
     rows: list[list[str | Cell]] = [["effect", *measures.values()]]
     for name, weights in effects.items():
-        rows.append([name, *(_changed(comparison.contrast(weights, measure), measure) for measure in measures)])
+        rows.append([name, *(cells.changed(comparison.contrast(weights, measure), measure) for measure in measures)])
     table = Table("Main effects and interactions of the grid, with 95 % intervals", rows)
     return Section("Demonstrations by comparisons", [table, "Intervals, each as it stands; no tests."])
 
@@ -452,7 +358,7 @@ def _contaminated(comparison: Comparison, rest: Comparison) -> Section:
     heads = [f"{TITLES.get(task, task)}{end}" for task in touched for end in ("", f" without {touched[task]}")]
     rows: list[list[str | Cell]] = [["variant", *heads]]
     for name in comparison.variants:
-        rows.append([name, *(_level(each, name, task) for task in touched for each in (comparison, rest))])
+        rows.append([name, *(cells.level(each, name, task) for task in touched for each in (comparison, rest))])
     told = (
         "Rows that hold an item are never trained on; this is what leaving these items out changes all the same. Each "
         "is named, with the row, in `data/sampled/<role>.contaminated.parquet` of the revisions below."
@@ -464,7 +370,7 @@ def _published(published: Sequence[claims.Published]) -> Section:
     """The study's figures beside ours."""
     rows: list[list[str | Cell]] = [["variant", "measure", "published", "ours", "apart"]]
     for found in published:
-        digits = 3 if _area(found.measure) else 2
+        digits = 3 if cells.area(found.measure) else 2
         title = TITLES.get(found.measure, found.measure.removeprefix("score."))
         theirs, ours = (Cell(f"{value:.{digits}f}", value) for value in (found.theirs, found.ours))
         rows.append([found.variant, title, theirs, ours, found.apart])
@@ -481,7 +387,7 @@ def _datasets(comparison: Comparison, versus: str) -> Section:
         if variant.corpora:
             sampled = variant.runs[0].metrics(f"sample/{variant.runs[0].roles[-1]}.json")
             weights = {name: 1.0, versus: -1.0} if name != versus else {}
-            changes = [_changed(comparison.contrast(weights, m), m) if weights else "–" for m in outcomes]
+            changes = [cells.changed(comparison.contrast(weights, m), m) if weights else "–" for m in outcomes]
             rows.append([name, variant.corpora[-1], *(_plain(sampled[key]) for key in DESCRIBED), *changes])
     told = f"Of the first seed's rows; Δ is the difference to {versus}. `metrics/sample/` says more of each set."
     caption = "Each variant's last dataset, and the variant's differences"
@@ -499,7 +405,7 @@ def _training(comparison: Comparison) -> Section:
     for name, variant in comparison.variants.items():
         for run in variant.runs if variant.corpora else ():
             found = run.metrics(f"{run.stage}.json")
-            told = [tables.of_metrics(found, key, 1, digits) for key, (_, digits) in TRAINED.items()]
+            told = [_trained(found, key, digits) for key, (_, digits) in TRAINED.items()]
             logged = [point["value"] for point in drawings.curve(run, "loss")]
             loss = " → ".join(tables.figure(end, None, None, 1, 3) for end in (logged[:1] + logged[-1:]))
             rows.append(
@@ -515,6 +421,15 @@ def _training(comparison: Comparison) -> Section:
     )
     figure = Figure("curves", curves, drawings.curves(comparison))
     return Section("Training", [figure, Table("Each run's training", rows), drift])
+
+
+def _trained(metrics: Mapping[str, Any], key: str, digits: int) -> Cell | str:
+    """A figure of training with its interval, that of a share cut to where it can lie."""
+    if key not in metrics:
+        return "–"
+    ends = [metrics.get(f"{key}{end}") for end in ("_low", "_high")]
+    low, high = map(tables.within, ends) if key == "heldout.accuracy" else ends
+    return Cell(tables.figure(metrics[key], low, high, 1, digits), metrics[key])
 
 
 def _answers(comparison: Comparison) -> Section:

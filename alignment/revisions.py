@@ -77,7 +77,7 @@ class Revision:
         except DvcException as error:
             raise Refused(
                 f"{error}; there are: `git branch --all`, `git log`, `dvc exp list --all-commits`, and {WORKSPACE!r}.\n"
-                "in a shallow clone, `git fetch --unshallow` brings older commits"
+                "in a shallow clone, `git fetch --unshallow` brings older commits; in a workflow, `fetch-depth: 0`"
             ) from None
         commit = "" if name == WORKSPACE else tree.repo.get_rev()
         return cls(name, yaml.safe_load(text)["stages"], tree, commit)
@@ -122,7 +122,7 @@ class Revision:
         return files.digest([words, [[p, self.recipe(MAKERS[p]) if p in MAKERS else deps[p]] for p in sorted(deps)]])
 
     @cached_property
-    def _outs(self) -> dict[str, str]:
+    def made(self) -> dict[str, str]:
         """The md5 of every result, by path."""
         return {path: md5 for stage in self.stages for path, md5 in self.hashes(stage, "outs").items()}
 
@@ -136,11 +136,11 @@ class Revision:
             content = bytes(self.tree.read_bytes(path))
         except FileNotFoundError:
             raise Refused(
-                f"{path} of {self.name} is neither here nor in a remote that DVC knows.\n"
+                f"{path} of {self.name} is neither here nor in a remote that its .dvc/config names.\n"
                 f"bring it with `dvc exp pull <git remote> {self.name}` if that is an experiment, with "
                 "`dvc fetch --all-commits` if it is a commit; or make it again there with `dvc repro`"
             ) from None
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() != self._outs.get(path):
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != self.made.get(path):
             raise Refused(
                 f"{path} of {self.name} is not the file that its dvc.lock names: it was edited or damaged, or a run "
                 "was stopped half-way.\nin the workspace run `dvc repro`; elsewhere `dvc fetch --all-commits` mends "

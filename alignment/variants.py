@@ -121,9 +121,13 @@ class Contrast:
         """Two-sided, of being `null`; as it stands, to be adjusted over its family."""
         return contrasts.p_value(self.estimate, self.degrees, null)
 
-    def detectable(self, family: int) -> float:
+    def p_below(self, bound: float) -> float:
+        """One-sided, of being at least `bound`."""
+        return contrasts.p_below(self.estimate, self.degrees, bound)
+
+    def detectable(self, family: int, sides: int = 2) -> float:
         """The smallest true difference that would be found with a chance of 80 % as one of a family of so many."""
-        return contrasts.detectable(self.estimate.se, self.degrees, family)
+        return contrasts.detectable(self.estimate.se, self.degrees, family, sides)
 
 
 @dataclass(frozen=True)

@@ -90,4 +90,4 @@ def compare(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False)
+    command.run(main, offline=False, stage=False)

@@ -6,7 +6,7 @@ keeps inside. 2,000 repetitions with fixed seeds; 4,000 others in `make soak`.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from scipy import stats as reference
 
 from alignment import contrasts, resampling, stats, variants
 from alignment.contrasts import Seeds
+from alignment.family import Family, Gate, Key
 from alignment.revisions import Checkpoint
 from alignment.stats import Estimate, Floats, Statistic
 from alignment.variants import Comparison, Variant
@@ -352,3 +353,37 @@ def test_a_planted_difference_of_variants_is_found_as_often_as_the_formula_says(
     ]
     assert 0.3 < np.mean(said) < 0.97
     assert abs(often - np.mean(said)) < 0.06
+
+
+def test_the_gate_shuts_at_5_percent_where_all_fell_by_the_margin_and_at_80_where_it_says(repeated: Repeated) -> None:
+    """Without Holm, or against a margin of 0, it would shut far more often."""
+    margin, one = 0.02, ("b", "piqa")
+    least: list[float] = []
+
+    def shifted(gate: Gate, falls: dict[Key, float]) -> Gate:
+        found = {
+            key: replace(each, estimate=replace(each.estimate, value=each.estimate.value - falls[key]))
+            for key, each in gate.family.found.items()
+        }
+        return replace(gate, family=replace(gate.family, found=found))
+
+    def happens(generator: np.random.Generator) -> list[bool]:
+        comparison = grid(generator, ["a", "b"], 1, 200, 0.0)
+        measures = [*comparison.tasks, *(f"auc_len.{group}" for group in comparison.groups)]
+        gate = Gate(Family.of(comparison, {"b": ("a", "b")}, measures), dict.fromkeys(measures, margin))
+        fallen = shifted(gate, dict.fromkeys(gate.family.found, margin))
+        least.append(gate.detectable(one))
+        seen = shifted(gate, dict.fromkeys(gate.family.found, 0.0) | {one: float(np.mean(least[:200]))})
+        return [
+            bool(fallen.fallen),
+            min(each.p_below(-margin) for each in fallen.family.found.values()) < 0.05,
+            bool(replace(fallen, margins=dict.fromkeys(measures, 0.0)).fallen),
+            one in seen.fallen,
+        ]
+
+    level, unadjusted, no_margin, power = repeated.events(happens)
+    _, high = repeated.bounds(0.05)
+    assert repeated.times * 0.02 < level <= high  # the groups overlap, so Holm is a little strict
+    assert unadjusted > high
+    assert no_margin > high
+    assert repeated.holds(power, 0.8)

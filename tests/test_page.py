@@ -73,6 +73,19 @@ def test_nothing_significant_is_said(tmp_path: Path) -> None:
     assert "**Not significant**: all. That is no evidence of none." in said
 
 
+def test_where_no_outcome_changed_nothing_is_said_of_what_could_have_been_seen(tmp_path: Path) -> None:
+    said = points(compared(planted.revision(tmp_path, "a", noise=0.0, effects={"sft": {"piqa": -1.0}})))
+    seen = next(line for line in said.split("\n") if "Could have been seen" in line)
+    assert "PIQA" in seen.partition("Not known of")[0] and "ARC-C" in seen.partition("Not known of")[2]
+
+
+def test_training_figures_sort_as_numbers_and_stay_where_they_can_lie(tmp_path: Path) -> None:
+    few = {"heldout.accuracy": 0.375, "heldout.accuracy_low": -0.058, "heldout.accuracy_high": 0.808}
+    cell = page._trained(few, "heldout.accuracy", 3)
+    assert cell == ("0.375 [0.000, 0.808]", 0.375, (), False)
+    assert page._trained(few, "heldout.kl", 5) == "–"
+
+
 def test_a_constant_answer_is_said_beside_its_figures(tmp_path: Path) -> None:
     said = markdown(planted.revision(tmp_path, "a", flags=("toxigen.constant",)))
     assert "ToxiGen is one constant answer, so the score says nothing: all variants." in said
