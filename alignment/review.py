@@ -107,14 +107,17 @@ class Review:
     points: float
     area: float
 
+    @property
+    def shared(self) -> list[str]:
+        """The checkpoints that both have scored."""
+        return [stage for stage in self.before.variants if stage in self.after.variants]
+
     @cached_property
     def stages(self) -> list[str]:
-        """The checkpoints of both whose scores are not the same to the byte."""
+        """Those whose scores are not the same to the byte."""
         sides = self.before.variants, self.after.variants
-        results = [{stage: [run.result for run in v.runs] for stage, v in variants.items()} for variants in sides]
-        return [
-            stage for stage in CHECKPOINTS if all(stage in v for v in sides) and results[0][stage] != results[1][stage]
-        ]
+        results = {stage: [[run.result for run in side[stage].runs] for side in sides] for stage in self.shared}
+        return [stage for stage, (before, after) in results.items() if before != after]
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -167,13 +170,10 @@ class Review:
 
     def _told(self) -> Iterator[str]:
         yield self._verdict()
-        if set(self.before.variants) != set(self.after.variants):
-            for here, there in itertools.permutations((self.before, self.after)):
-                if lacking := [stage for stage in here.variants if stage not in there.variants]:
-                    yield f"**Not compared**: {', '.join(lacking)}, which {_code(there.name)} has not scored."
-        if same := [
-            stage for stage in self.after.variants if stage in self.before.variants and stage not in self.stages
-        ]:
+        for here, there in itertools.permutations((self.before, self.after)):
+            if lacking := [stage for stage in here.variants if stage not in there.variants]:
+                yield f"**Not compared**: {', '.join(lacking)}, which {_code(there.name)} has not scored."
+        if same := [stage for stage in self.shared if stage not in self.stages]:
             yield f"Scored the same to the byte: {', '.join(same)}."
         if changed := list(_changes(self.before.params, self.after.params)):
             yield f"Parameters: {'; '.join(f'{_code(key)} {_code(old)} → {_code(new)}' for key, old, new in changed)}."
@@ -245,10 +245,9 @@ class Review:
     def _other(self) -> str:
         """What `sample` and training say of themselves, where that changed."""
         rows = [["file and metric", "before", "after"]]
-        for stage in ROLES:
-            if stage in self.before.variants and stage in self.after.variants:
-                changed = _changes(self.before.metrics(stage), self.after.metrics(stage))
-                rows += [[_code(name), _code(old), _code(new)] for name, old, new in changed]
+        for stage in (stage for stage in self.shared if stage in ROLES):
+            changed = _changes(self.before.metrics(stage), self.after.metrics(stage))
+            rows += [[_code(name), _code(old), _code(new)] for name, old, new in changed]
         return tables.markdown(rows) if len(rows) > 1 else ""
 
     @staticmethod
