@@ -6,11 +6,12 @@ PRESET ?= paper
 CHECKPOINT ?= dpo
 SOURCE ?= mini
 REVS ?= workspace
+STAGES ?=
 BASELINE ?= base
 BASE ?= main
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro study compare diff test check preset doctor export bench agree soak
+.PHONY: repro study compare diff test check preset doctor export bench agree verify soak
 
 repro: .venv  ## rebuild what has changed, and show the table
 	dvc repro $(REPRO)
@@ -56,6 +57,9 @@ soak: .venv  ## the long form of the property tests, the calibrations, the kills
 
 agree: .venv models/base  ## our log-likelihoods against lm-eval's own class; about an hour on two cores
 	python -m benchmarks.agree models/base --source $(SOURCE) --items 225 --token-budget 512
+
+verify: .venv  ## is every recorded byte still there, and do STAGES (all that need no network) give the same again?
+	python -m stages.verify $(STAGES)
 
 models/base:
 	dvc repro fetch@model

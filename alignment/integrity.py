@@ -1,0 +1,195 @@
+"""Whether the workspace and DVC's cache hold what dvc.lock records: every byte of it is read.
+
+In: the repository in the current folder. Out: where each recorded file lies whole; faults, each with what mends it.
+
+DVC knows an edit by a file's time and size, and trusts an object of its cache that is write-protected: a byte that a
+disk changes passes both, and `dvc status` says that everything is up to date.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alignment.command import Refused
+from alignment.revisions import WORKSPACE, Revision
+
+FOLDER = ".dir"  # ends the hash of a folder, which is that of the list of its files
+
+_known: dict[tuple[int, ...], str] = {}  # the md5 of a file by what makes it this file: a hard link is read once
+
+
+class Fault(NamedTuple):
+    """What is wrong with an output.
+
+    Attributes:
+        says: which file, and what of it; one or more.
+        mend: the command that brings it back.
+    """
+
+    says: list[str]
+    mend: str
+
+
+class Records:
+    """What dvc.lock records of the stages of dvc.yaml.
+
+    Attributes:
+        revision: reads dvc.lock.
+        stages: the names of the stages, in the order of dvc.yaml.
+
+    Raises:
+        Refused: dvc.lock or dvc.yaml cannot be read, or dvc.lock lacks a stage.
+    """
+
+    def __init__(self) -> None:
+        from dvc.exceptions import DvcException  # type: ignore[import-untyped]
+        from yaml import YAMLError
+
+        try:
+            self.revision = Revision.open(WORKSPACE)
+            repo = self.revision.tree.repo
+            stages = [stage for stage in repo.index.stages if stage.cmd]
+        except (DvcException, YAMLError) as error:
+            raise Refused(f"{error}\n`git diff HEAD -- dvc.lock dvc.yaml params.yaml` shows what was changed") from None
+        self.stages = [stage.addressing for stage in stages]
+        if lacking := [stage for stage in self.stages if stage not in self.revision.stages]:
+            raise Refused(
+                f"dvc.lock does not record {', '.join(lacking)}: they were never run, or it is cut short.\n"
+                "`dvc repro` runs them, `git checkout -- dvc.lock` brings it back"
+            )
+        self._cached = {out.def_path for stage in stages for out in stage.outs if out.use_cache}
+        self._cache = Path(os.path.relpath(repo.cache.local.path))
+
+    def files(self, path: str, md5: str, root: Path = Path()) -> dict[str, str] | None:
+        """The recorded files of an output or input, by path, with their md5.
+
+        Args:
+            path: as dvc.lock names it.
+            md5: as dvc.lock records it.
+            root: a copy of the repository; what the cache does not list is known from there if it is whole, or by git.
+
+        Returns:
+            None of a folder whose list of files is lost.
+        """
+        if not md5.endswith(FOLDER):
+            return {path: md5}
+        if holds(self._object(md5), md5.removesuffix(FOLDER)):
+            entries = json.loads(self._object(md5).read_bytes())
+            return {f"{path}/{entry['relpath']}": entry["md5"] for entry in entries}
+        found = listing(path, root)
+        if folder_md5(path, found) != md5:
+            found = committed(path)
+        return found if folder_md5(path, found) == md5 else None
+
+    def find(self, path: str, md5: str) -> Path | None:
+        """Where the bytes of a recorded file lie: in the workspace or in the cache, or None."""
+        return next((place for place in (Path(path), self._object(md5)) if holds(place, md5)), None)
+
+    def wheels(self) -> list[Path]:
+        """The wheels that `fetch` has kept beside the cache."""
+        return sorted((self._cache.parents[1].parent / "downloads").glob("*.whl"))
+
+    def faults(self, stage: str) -> Iterator[Fault]:
+        """What is damaged or missing of a stage's outputs, here and in the cache."""
+        for path, md5 in self.revision.hashes(stage, "outs").items():
+            here = list(self._faults_here(path, md5))
+            damaged, missing = self._faults_in_cache(path, md5) if path in self._cached else ([], [])
+            says = [*here, *(f"{place}, DVC's copy of {of}, is damaged" for place, of in damaged)]
+            says += [f"{place}, DVC's copy of {of}, is missing" for place, of in missing]
+            if says:
+                objects = [place for place, _ in damaged]
+                yield Fault(says, self._mend(stage, path, md5, bool(here), objects, bool(damaged or missing)))
+
+    def _object(self, md5: str) -> Path:
+        return self._cache / md5[:2] / md5[2:]
+
+    def _faults_here(self, path: str, md5: str) -> Iterator[str]:
+        if not Path(path).exists():
+            yield f"{path} is missing"
+            return
+        recorded = self.files(path, md5)
+        if recorded is None:
+            yield f"{path} holds other files or bytes than were recorded; which, is not known: their list is lost too"
+            return
+        for name, each in recorded.items():
+            if not Path(name).is_file():
+                yield f"{name} is missing"
+            elif not holds(Path(name), each):
+                yield f"{name} is damaged or edited: its md5 is {file_md5(Path(name))}, recorded is {each}"
+        if md5.endswith(FOLDER):
+            for name in listing(path):
+                if name not in recorded:
+                    yield f"{name} was not recorded"
+
+    def _faults_in_cache(self, path: str, md5: str) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
+        """The objects behind an output that are damaged, and those that are missing, each with whose copy it is."""
+        wanted = {self._object(each): (name, each) for name, each in (self.files(path, md5) or {}).items()}
+        if md5.endswith(FOLDER):
+            wanted[self._object(md5)] = (f"the list of files of {path}", md5.removesuffix(FOLDER))
+        missing = [(place, of) for place, (of, _) in wanted.items() if not place.is_file()]
+        damaged = [(place, of) for place, (of, each) in wanted.items() if place.is_file() and not holds(place, each)]
+        return damaged, missing
+
+    def _mend(self, stage: str, path: str, md5: str, here: bool, damaged: list[Path], cache: bool) -> str:
+        if path not in self._cached:
+            again = f"dvc repro --force --single-item {stage}"
+            kept = committed(path)
+            whole = md5 in (kept.get(path), folder_md5(path, kept))
+            return f"git checkout -- {shlex.quote(path)}" if whole else again
+        gone = [Path(path)] * here + damaged
+        remove = f"rm -rf {shlex.join(map(str, gone))} && " if gone else ""
+        if not cache:
+            return f"{remove}dvc checkout {shlex.quote(path)}"
+        if not here:
+            return f"{remove}dvc commit {stage}"
+        return f"{remove}dvc repro {stage} (or, from a remote, dvc pull {shlex.quote(path)})"
+
+
+def holds(path: Path, md5: str) -> bool:
+    """Whether there is a file of these bytes."""
+    return path.is_file() and file_md5(path) == md5
+
+
+def file_md5(path: Path) -> str:
+    """The md5 of a file's bytes, in hexadecimal."""
+    status = path.stat()
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if key not in _known:
+        with path.open("rb") as stream:
+            _known[key] = _md5(stream)
+    return _known[key]
+
+
+def listing(path: str, root: Path = Path()) -> dict[str, str]:
+    """The files of an output, which is a file or a folder, in a copy of the repository: by path, with their md5."""
+    place = root / path
+    found = [place] if place.is_file() else sorted(inner for inner in place.rglob("*") if inner.is_file())
+    return {file.relative_to(root).as_posix(): file_md5(file) for file in found}
+
+
+def committed(path: str) -> dict[str, str]:
+    """The files of an output in the last commit: by path, with their md5; none if git does not have it."""
+    names = _git("ls-tree", "-r", "-z", "--name-only", "HEAD", "--", path).decode().split("\0")
+    return {name: _md5(io.BytesIO(_git("show", f"HEAD:./{name}"))) for name in names if name}
+
+
+def folder_md5(path: str, files: dict[str, str]) -> str:
+    """The hash that DVC gives to a folder with these files (dvc_data.hashfile.tree.Tree)."""
+    entries = [{"md5": md5, "relpath": name.removeprefix(f"{path}/")} for name, md5 in files.items()]
+    return _md5(io.BytesIO(json.dumps(sorted(entries, key=itemgetter("relpath"))).encode())) + FOLDER
+
+
+def _git(*words: str) -> bytes:
+    """What git prints; nothing if it fails, as without a commit."""
+    return subprocess.run(["git", *words], capture_output=True, check=False).stdout
+
+
+def _md5(stream: Any) -> str:
+    return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
