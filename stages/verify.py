@@ -141,7 +141,8 @@ def lay_out(records: Records, stage: str, copy: Path) -> None:
     for wheel in records.wheels():
         (copy / ".dvc/downloads" / wheel.name).symlink_to(wheel.resolve())
     for name, source in inputs(records, stage):
-        if not Path(name).is_absolute():  # as a user's own file may be, which is read where it lies
+        copied = source == Path(name) and (copy / name).is_file()
+        if not copied and not Path(name).is_absolute():  # as a user's own file may be, which is read where it lies
             files.remove(copy / name)
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).symlink_to(source.resolve())

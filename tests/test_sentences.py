@@ -68,6 +68,14 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "a.json")
 
 
+def test_no_beginning_of_a_file_is_taken_for_fewer_sentences(tmp_path: Path) -> None:
+    whole = write(tmp_path, [ROW, ROW | {"id": 1, "text": "é 😀"}]).read_bytes()
+    for length in range(whole.rindex(b"]")):
+        (tmp_path / "cut.json").write_bytes(whole[:length])
+        with pytest.raises(Refused, match=r"cut\.json is not JSON .*cut short"):
+            read(tmp_path / "cut.json")
+
+
 def test_one_file_of_sentences_is_wanted(tmp_path: Path) -> None:
     write(tmp_path, {}, "provenance.json")
     with pytest.raises(Refused, match="none, wanted one"):

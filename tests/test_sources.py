@@ -381,6 +381,14 @@ def test_a_wrong_byte_is_got_again_and_then_refused(name: str, hub: Hub, tmp_pat
     assert content(tmp_path / "out") == WANTED
 
 
+def test_a_file_cut_at_a_lines_end_is_refused(hub: Hub, tmp_path: Path) -> None:
+    """No parser can see it: it would be a dataset of fewer rows. What the hub states of the file tells."""
+    hub.meets["data/small.jsonl"] = [Meets(body=SMALL[: SMALL.rindex(b"{")])] * 2
+    _, refused = fetch(hub, tmp_path)
+    assert "data/small.jsonl from the hub" in refused and "is not what was stated" in refused
+    assert not (tmp_path / "out").exists()
+
+
 def test_failures_that_pass_are_waited_out(hub: Hub, tmp_path: Path) -> None:
     hub.meets["api"] = [Meets(500), Meets(429)]
     hub.meets["data/small.jsonl"] = [Meets(503), Meets(502)]

@@ -264,6 +264,17 @@ def test_a_step_of_dpo_has_the_loss_and_gradient_of_the_papers_equation(
     assert_near(gradients(trainer.model), gradients(oracle))
 
 
+def test_no_beginning_of_a_sampled_table_is_taken_for_fewer_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    files.write_parquet(path, pa.table({"split": ["train"] * 50, "id": list(range(50))}))
+    whole = path.read_bytes()
+    assert len(training.read(path, "train")) == 50
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises((pa.ArrowException, OSError)):
+            training.read(path, "train")
+
+
 def test_a_step_of_sft_has_the_loss_and_gradient_of_its_trained_tokens_together(
     tiny: Path, chat: Chat, demonstrations: list[Row], tmp_path: Path
 ) -> None:

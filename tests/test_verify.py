@@ -11,7 +11,7 @@ import pytest
 import yaml
 from clones import ENVIRONMENT, change, dvc
 
-from alignment import integrity
+from alignment import files, integrity
 from alignment.command import Refused
 from alignment.integrity import Records
 from stages import verify
@@ -188,6 +188,12 @@ def test_a_lock_that_is_cut_short_is_refused(study: Path) -> None:
 # Running again
 
 
+def kept() -> dict[str, str]:
+    """All files but those that Python and DVC keep for themselves: also checkpoints, the cache, its runs."""
+    passing = ("__pycache__", ".dvc/tmp/", ".git/")
+    return {name: md5 for name, md5 in integrity.listing(".").items() if not any(part in name for part in passing)}
+
+
 def run_verify(study: Path, *stages: str, code: int) -> str:
     words = [sys.executable, "-m", "stages.verify", *stages]
     ended = subprocess.run(words, cwd=study, env=ENVIRONMENT, capture_output=True, text=True, check=False)
@@ -198,27 +204,46 @@ def run_verify(study: Path, *stages: str, code: int) -> str:
 def test_what_was_not_touched_is_reproduced_and_left_as_it_is(study: Path) -> None:
     """Training, tables and the report, from DVC's cache where the workspace lacks an input."""
     (study / "data/sampled/demonstrations.parquet").unlink()
-    before = integrity.listing(str(study))
+    before = kept()
     printed = run_verify(study, "choose", "fetch-safety", "sft", "safety@dpo", "report", code=1)
     assert "data/sampled/demonstrations.parquet is missing" in printed
     for stage, count in {"choose@comparisons": 1, "fetch-safety": 2, "safety@dpo": 2, "report": 4}.items():
         assert f"{stage}: reproduced ({count} file" in printed
-    assert "sft: reproduced (9 files" in printed
+    assert "sft: reproduced (" in printed
     assert "files: 17 of 18 stages' are whole; runs: 6 of 6 reproduced" in printed
-    after = integrity.listing(str(study))
-    assert {name for name in {*before, *after} if before.get(name) != after.get(name)} == set()
+    assert {*before.items()} == {*kept().items()}
 
 
 def test_another_result_is_shown_with_its_first_difference(study: Path) -> None:
     """File and dvc.lock say the same, so nothing is damaged: it is what the stage did not say."""
     name = "metrics/sample/comparisons.json"
     before = integrity.file_md5(study / name)
-    change(study, name, r'("read": )\d+', r"\g<1>12345")
+    change(study, name, r'("rows.read": )\d+', r"\g<1>12345")
     change(study, "dvc.lock", before, integrity.file_md5(study / name))
     printed = run_verify(study, "sample@comparisons", code=1)
     assert f"sample@comparisons: differs in 1 of 3 files, first {name}: " in printed
-    assert "read: recorded 12345, now " in printed
+    assert "rows.read: recorded 12345, now 122" in printed
     assert "18 of 18 stages' are whole; runs: 0 of 1" in printed
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_on_a_gpu_numbers_may_lie_a_little_apart_and_that_is_said(device: str, study: Path, tmp_path: Path) -> None:
+    change(study, "dvc.lock", r"(stages\.eval models/base models/sft(.|\n)*?--device )cpu", rf"\g<1>{device}")
+    outs = ("data/eval/sft.parquet", "data/eval/sft.answers.jsonl", "metrics/eval/sft.json")
+    for name in outs:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name, tmp_path / name)
+    records = Records()
+    assert verify.compare(records, "eval@sft", tmp_path, 1) == (True, "reproduced (3 files, 1 s)")
+    metrics = files.read_json(tmp_path / outs[2])
+    files.write_json(tmp_path / outs[2], metrics | {"piqa.acc_norm": metrics["piqa.acc_norm"] * 1.0005})
+    within = "reproduced within 0.1%, as on a GPU; other bytes in 1 of 3 files, 1 s"
+    apart = verify.compare(records, "eval@sft", tmp_path, 1)
+    assert apart.well == (device == "cuda")
+    assert apart.says == within if apart.well else f"first {outs[2]}: piqa.acc_norm: recorded" in apart.says
+    files.write_json(tmp_path / outs[2], metrics | {"piqa.acc_norm_n": 99})
+    counted = verify.compare(records, "eval@sft", tmp_path, 1)
+    assert not counted.well and "differs in 1 of 3 files" in counted.says
 
 
 def test_an_input_that_was_edited_is_named(study: Path) -> None:
