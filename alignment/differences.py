@@ -144,8 +144,8 @@ def _tensor(name: str, was: Any, became: Any, tolerance: Tolerance) -> Iterator[
     apart = was.double() - became.double()
     if not apart.norm() <= tolerance.relative * was.double().norm():  # so written, NaN is a difference too
         at = int(apart.abs().argmax())
-        largest = f"the largest of {int((apart != 0).sum())} differences, at element {at}, is {apart.abs().max():.3g}"
-        yield f"tensor {name}: {largest}", float(was.flatten()[at]), float(became.flatten()[at])
+        how = f"{int((apart != 0).sum())} of {apart.numel()} elements differ, most of all element {at}, by"
+        yield f"tensor {name}: {how} {apart.abs().max():.3g}", float(was.flatten()[at]), float(became.flatten()[at])
 
 
 def _shown(value: Any) -> str:

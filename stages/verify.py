@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
 
 def main(
     stages: Annotated[
-        list[str] | None, typer.Argument(help="stages to run again, such as sft or eval; all that need no network")
+        list[str] | None, typer.Argument(help="such as sft or eval; without any, all that need no network")
     ] = None,
 ) -> None:
     """Read every recorded byte, then run stages again and compare."""

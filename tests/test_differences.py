@@ -62,7 +62,7 @@ DIFFERENT = {
         "a.safetensors",
         tensors(),
         tensors(b=1.5),
-        "tensor b: the largest of 12 differences, at element 0, is",
+        "tensor b: 12 of 12 elements differ, most of all element 0, by 0.5: r",
     ),
     "a tensor that is gone": (
         "a.safetensors",
