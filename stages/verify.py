@@ -214,4 +214,4 @@ def _files(count: int) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False)
+    command.run(main, offline=False, stage=False)
