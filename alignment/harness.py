@@ -61,6 +61,7 @@ class SharedPrefix(TemplateLM):
             if peft:
                 from peft import PeftModel
 
+                models.refuse_other_weights(Path(peft), "adapter_model.safetensors")
                 pretrained = PeftModel.from_pretrained(pretrained, peft).eval()  # type: ignore[assignment]
         assert tokenizer is not None, "a model that is given needs its tokenizer"
         self.tokenizer = tokenizer

@@ -40,10 +40,15 @@ def instruct(base: Path) -> bool:
 
 
 def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer that lies in a model's folder."""
+    """The tokenizer that lies in a model's folder.
+
+    Raises:
+        Refused: the model needs code of its own.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    _refuse_code(folder)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_base(
@@ -58,19 +63,57 @@ def load_base(
         quantization: `nf4` keeps the weights of linear layers in 4 bits, as QLoRA does (Dettmers et al. 2023).
 
     Raises:
-        Refused: bitsandbytes, which quantises, is not installed.
+        Refused: bitsandbytes, which quantises, is not installed; or the model needs code of its own, or its weights
+            are no safetensors.
     """
     from transformers import AutoModelForCausalLM
 
+    _refuse_code(folder)
+    refuse_other_weights(folder, "model*.safetensors")
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=str(dtype),
         attn_implementation="sdpa",
         use_safetensors=True,
         local_files_only=True,
+        trust_remote_code=False,  # without it transformers asks whoever sits at the terminal
         **_nf4(dtype, device) if quantization is Quantization.nf4 else {},
     )
     return (model if quantization is Quantization.nf4 else model.to(device)).eval()
+
+
+def _refuse_code(folder: Path) -> None:
+    """Refuse a model that transformers has no class for: its own code never runs."""
+    from transformers import CONFIG_MAPPING
+
+    config = files.read_json(folder / "config.json")
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
+        raise Refused(
+            f"the model in {folder} (`model_type` {config.get('model_type')!r}) needs code of its own, and code from "
+            "a repository is never run; choose a `model` that transformers itself knows"
+        )
+
+
+def refuse_other_weights(folder: Path, pattern: str) -> None:
+    """Check that a folder's weights are safetensors, before a library looks for pickles beside them.
+
+    Raises:
+        Refused: no file has such a name, or one of them is something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        raise Refused(f"{folder} has no {pattern}, and weights are read from nothing else; bring it with `dvc repro`")
+    for path in paths:
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise Refused(
+                f"{path} is no safetensors file ({error}): it is damaged, or a pickle under that name, which is never "
+                "read; bring it again with `dvc repro --force`, or choose another `model`"
+            ) from None
 
 
 def _nf4(dtype: Dtype, device: str) -> dict[str, Any]:
@@ -102,7 +145,7 @@ def load(
     """The model of a checkpoint, in evaluation mode: the base itself, or the base with the adapter in `checkpoint`.
 
     Raises:
-        Refused: the adapter was trained on another base, or changes nothing.
+        Refused: the adapter was trained on another base, or changes nothing, or is no safetensors file.
     """
     model = load_base(base, dtype, device, quantization)
     if checkpoint == base:
@@ -115,6 +158,7 @@ def load(
             f"{checkpoint} is an adapter on another base than {base}:\n  its lineage.json says {found}\n"
             f"  {base} is {wanted}\ntrain it again with `dvc repro`, or bring its base back with `dvc checkout`"
         )
+    refuse_other_weights(checkpoint, "adapter_model.safetensors")
     adapted: Any = PeftModel.from_pretrained(model, checkpoint, is_trainable=trainable).eval()
     if not _changes(adapted):
         raise Refused(

@@ -51,7 +51,7 @@ def fetch(
         partial.mkdir()
         if isinstance(root, Path):
             _tell(repository)
-            copy(repository, root / repository.name, partial, optional)
+            copy(repository, root / repository.name, partial, optional, root)
         else:
             repository, place, wanted = _ask(repository, root, optional)
             _tell(repository)
@@ -84,21 +84,55 @@ def fetch_own(path: Path, out: Path, suffixes: Sequence[str] = (".jsonl", ".parq
         write_provenance(partial, "own", files.sha256(path), "own", "the user's own")
 
 
-def copy(repository: Repository, folder: Path, out: Path, optional: tuple[str, ...] = ()) -> None:
+def copy(
+    repository: Repository, folder: Path, out: Path, optional: tuple[str, ...] = (), mirror: Path | None = None
+) -> None:
     """Copy what `repository` names from `folder`, which holds that one repository, into the folder `out`.
 
+    Args:
+        repository: what to copy.
+        folder: its folder.
+        out: a folder that is there.
+        optional: patterns that may match nothing.
+        mirror: as `listed` takes it.
+
     Raises:
-        Refused: there is no such folder, or a pattern matches nothing in it, or the disk has no room for it.
+        Refused: there is no such folder, or the disk has no room for it; or as `listed`.
     """
     if not folder.is_dir():
         there = [f"{path.parent.name}/{path.name}" for path in folder.parent.parent.glob("*/*") if path.is_dir()]
         raise Refused(f"{repository.name}: there is no folder {folder}.\nIn {folder.parent.parent}: {_some(there)}")
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    chosen = choose(names, repository, optional, place=str(folder))
+    chosen = listed(repository, folder, optional, mirror)
     with room(repository.name, sum((folder / name).stat().st_size for name in chosen), out):
         for name in chosen:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, out / name)  # not a link: an edit here would reach the mirror
+
+
+def listed(
+    repository: Repository, folder: Path, optional: tuple[str, ...] = (), mirror: Path | None = None
+) -> list[str]:
+    """What `repository` names in `folder`, sorted.
+
+    Args:
+        repository: what is wanted.
+        folder: the repository's.
+        optional: patterns that may match nothing.
+        mirror: the folder that no link may lead out of; None for a folder that the user named, such as one of the
+            hub's cache, whose files are links.
+
+    Raises:
+        Refused: as `choose`, or a link leads out of the mirror.
+    """
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    chosen = choose(names, repository, optional, place=str(folder))
+    for name in chosen:
+        if mirror and not (folder / name).resolve().is_relative_to(mirror.resolve()):
+            raise Refused(
+                f"{repository.name}: {folder / name} is a link that leads out of the mirror, to "
+                f"{(folder / name).resolve()}.\nPut the file itself there, or choose another `source`"
+            )
+    return chosen
 
 
 def choose(names: Iterable[str], repository: Repository, optional: tuple[str, ...], place: str) -> list[str]:

@@ -19,8 +19,9 @@ from alignment.pins import UNSTATED, Repository
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-REQUIRED = ("config.json", "model*.safetensors", "tokenizer*")
+REQUIRED = ("config.json", "model*.safetensors", "tokenizer*.json")  # no wider: code and pickles have names too
 OPTIONAL = (
+    "tokenizer.model",  # Llama's own form
     "generation_config.json",
     "model.safetensors.index.json",  # several weight files
     "special_tokens_map.json",

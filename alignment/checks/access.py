@@ -79,9 +79,8 @@ def _in_folder(wanted: list[Repository], root: Path) -> tuple[list[Finding], dic
             way = "choose a `model` that is a wheel, a folder or `random:`" if is_model else "complete it"
             found.append(failure("source", f"{root} has no folder {repository.name}", f"{way}, or another `source`"))
             continue
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         try:
-            chosen = sources.choose(names, repository, (), str(folder))
+            chosen = sources.listed(repository, folder, mirror=root)
         except Refused as refusal:
             found.append(failure("source", str(refusal).splitlines()[0], "complete that folder, or another `source`"))
         else:
