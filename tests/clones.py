@@ -2,20 +2,23 @@
 
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+TOKEN = f"hf_{secrets.token_hex(17)}"  # what tests/test_security.py looks for in all that a run leaves
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_TOKEN": TOKEN}
+LOG = ".dvc/tmp/first.log"  # what the first `dvc repro` printed
 
 
 def dvc(folder: Path, *words: str, code: int = 0) -> str:
-    """Run DVC there and return what it printed."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "dvc", *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+    """Run DVC there, with all that it and the hub's libraries keep in that folder too, and return what it printed."""
+    kept = {"HF_HOME": str(folder / ".dvc/tmp/hub"), "DVC_SITE_CACHE_DIR": str(folder / ".dvc/tmp/site")}
+    command = [sys.executable, "-m", "dvc", *words]
+    ended = subprocess.run(command, cwd=folder, env=ENVIRONMENT | kept, capture_output=True, text=True, check=False)
     assert ended.returncode == code, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
 
@@ -47,6 +50,7 @@ def with_results(folder: Path) -> Path:
     shutil.copy(folder / "presets/tiny.yaml", folder / "params.yaml")
     git(folder, "init", "--quiet")
     printed = dvc(folder, "repro")
+    (folder / LOG).write_text(printed, encoding="utf-8")
     assert "full report: metrics/report.md" in printed
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "first")

@@ -7,6 +7,7 @@ The stages run as processes of their own, by the commands of dvc.yaml on the tin
 import csv
 import dataclasses
 import os
+import pickle
 import random
 import re
 import shlex
@@ -377,6 +378,27 @@ def test_stopped_by_sigterm_a_run_goes_on_and_no_spoiled_checkpoint_is_picked_up
         assert f"checkpoint-{number} was not written to its end: removed" in printed
     assert again.resumed() == last
     _ended(again, whole["sft"])
+
+
+def test_a_pickle_that_was_planted_with_a_seal_of_its_own_is_not_run(stopped: dict[str, Run], tmp_path: Path) -> None:
+    """Whoever can write to the state folder can write a seal too; the Trainer reads tensors and numbers alone."""
+    again, marker = stopped["sft"].copy(tmp_path / "again"), tmp_path / "marker"
+    (folder,) = again.folder.glob(f"state/*/checkpoint-{again.last()}")
+    (folder / "optimizer.pt").write_bytes(pickle.dumps(_Planted(marker)))
+    files.write_json(folder / checkpoints.SEAL, checkpoints._hashes(folder))
+    assert again.start().wait(timeout=300) != 0
+    assert "Weights only load failed" in again.printed() and again.resumed() == again.last()
+    assert not marker.exists()
+
+
+class _Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
 
 
 def test_a_checkpoint_of_other_inputs_is_never_picked_up(

@@ -431,6 +431,19 @@ def test_a_gated_repository_names_its_page_and_the_token(token: str, said: str, 
     assert len(hub.log) == 1, "asking again would not help"
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500])
+def test_a_server_that_repeats_the_token_is_not_repeated(status: int, hub: Hub, tmp_path: Path) -> None:
+    """In a header that the hub's client puts into its errors, or in an address; `end` looks for it everywhere."""
+    said = f"Bearer {TOKEN} may not"
+    hub.meets["api"] = [Meets(status, {"X-Error-Message": said, "X-Request-Id": TOKEN})] * 9
+    _, refused = fetch(hub, tmp_path)
+    assert "owner/name" in refused
+    hub.meets["api"] = []
+    hub.meets["data/small.jsonl"] = [Meets(status, {"X-Error-Message": said, "Location": f"/?token={TOKEN}"})] * 9
+    _, refused = fetch(hub, tmp_path)
+    assert "owner/name" in refused
+
+
 def test_a_missing_revision_is_named(hub: Hub, tmp_path: Path) -> None:
     hub.meets["api"] = [Meets(404, {"X-Error-Code": "RevisionNotFound"})]
     _, refused = fetch(hub, tmp_path, revision="v1")
@@ -456,6 +469,25 @@ def test_a_name_that_leads_out_of_the_repository_is_refused(hub: Hub, tmp_path: 
 def test_without_a_network_the_refusal_says_so(setting: str, value: str, said: str, hub: Hub, tmp_path: Path) -> None:
     _, refused = fetch(hub, tmp_path, **{setting: value})
     assert "owner/name" in refused and said in refused and "mirror folder" in refused
+
+
+@pytest.mark.parametrize("link", ["owner/name/data/a.jsonl", "owner/name/data", "owner/name", "owner"])
+def test_no_link_in_a_mirror_leads_out_of_it(link: str, tmp_path: Path) -> None:
+    mirror(tmp_path / "secret", "owner/name/data/a.jsonl")
+    (tmp_path / "mirror" / link).parent.mkdir(parents=True)
+    (tmp_path / "mirror" / link).symlink_to(tmp_path / "secret" / link)
+    # A folder behind a link inside a repository is not even looked into.
+    with pytest.raises(Refused, match=r"is a link that leads out of the mirror|nothing matches"):
+        sources.fetch(PINNED, str(tmp_path / "mirror"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_within_a_mirror_is_copied_as_a_file(tmp_path: Path) -> None:
+    mirror(tmp_path / "mirror", "kept/a.jsonl", "owner/name/data/b.jsonl")
+    (tmp_path / "mirror/owner/name/data/a.jsonl").symlink_to("../../../kept/a.jsonl")
+    sources.fetch(PINNED, str(tmp_path / "mirror"), tmp_path / "out")
+    assert names(tmp_path / "out") == ["data/a.jsonl", "data/b.jsonl", "provenance.json"]
+    assert not (tmp_path / "out/data/a.jsonl").is_symlink()
 
 
 # GitHub and a mirror's address: no setting of the hub's client matters, so this process fetches
