@@ -236,6 +236,6 @@ def test_a_token_in_the_environment_is_in_no_file_and_no_log_of_a_whole_run(clon
     assert holding(clone, clones.TOKEN) == []
     # What is there is found: in plain text, in Parquet, in the log, in git.
     found = holding(clone, "arc_challenge")
-    assert {"metrics/report.md", "data/eval/base.parquet", "git"} <= set(found)
+    assert {"metrics/eval/base.json", "data/eval/base.parquet", "git"} <= set(found)
     assert clones.LOG in holding(clone, "Running stage 'sft'")
     assert list((clone / ".dvc/tmp/site").rglob("*")), "DVC's own database is among them"
