@@ -9,6 +9,7 @@ row, one to four rows a pass) were 0.80 to 1.21 times what is predicted here. On
 peaks of TRL's own trainers alone, whose rows were shorter than the bound: it is 6 to 32 % above them.
 """
 
+import contextlib
 import os
 import re
 import time
@@ -127,7 +128,7 @@ def shape(model: str, source: str, base: Path) -> Shape | None:
         source: as in params.yaml.
         base: the folder of the base model as fetched, which counts only if its provenance names the same model.
     """
-    if random := re.fullmatch(r"random:(\d+)x(\d+)", model):
+    if random := re.fullmatch(r"random:(\d{1,6})x(\d{1,6})", model):
         layers, hidden = int(random[1]), int(random[2])
         return Shape(hidden, 4 * hidden, layers, hidden, hidden, 261, tied=False)
     name = re.split(r"@|==", model.removeprefix("wheel:"))[0]
@@ -140,7 +141,8 @@ def shape(model: str, source: str, base: Path) -> Shape | None:
         folders.append(base)
     for folder in folders:
         if (folder / "config.json").is_file():
-            return _read(files.read_json(folder / "config.json"))
+            with contextlib.suppress(ValueError):  # no JSON
+                return _read(files.read_json(folder / "config.json"))
     return None
 
 
@@ -153,7 +155,7 @@ def _read(config: Mapping[str, Any]) -> Shape | None:
         tied = bool(config.get("tie_word_embeddings", False))
         layers, words = config["num_hidden_layers"], config["vocab_size"]
         return Shape(hidden, config["intermediate_size"], layers, heads * size, keys * size, words, tied)
-    except KeyError:
+    except (KeyError, TypeError, ZeroDivisionError):  # another architecture, or no configuration
         return None
 
 

@@ -54,6 +54,7 @@ def main(
 def check(params: Params) -> list[Finding]:
     """Everything that depends on the parameters."""
     found, sizes = access.check(params)
+    found += access.model(params)
     found += checkout.own_files(params)
     study = checkout.repo()
     found += device.check(params)

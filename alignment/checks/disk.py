@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment import corpora, machine, pins
-from alignment.checks.checkout import link_types
+from alignment.checks.checkout import link
 from alignment.checks.findings import Finding, failure, ok
 from alignment.checks.parameters import Params
 from alignment.machine import GB, Shape
@@ -16,8 +16,7 @@ def check(params: Params, shape: Shape | None, sizes: dict[str, int], study: Any
     workspace = Path.cwd()
     cache = Path(study.cache.local.path) if study else workspace / ".dvc/cache"
     parts = _bytes(params, shape, sizes)
-    # Fetched, then linked: by copies only where the file system has no other way, and then everything lies twice.
-    copies = bool(study) and not set(link_types(study)) - {"copy"}
+    copies = bool(study) and link(study) == "copy"  # then all that is fetched and made lies twice
     places = {"the DVC cache": cache, "the workspace": workspace}
     devices = {place: _there(path).stat().st_dev for place, path in places.items()}
     total = sum(size for size, _ in parts.values())

@@ -15,8 +15,9 @@ def check(params: Params) -> list[Finding]:
     """`launch` against the GPUs, nf4 against what is installed."""
     found, started = [], count(params["launch"])
     path = _given(params["launch"], "--config_file")
-    if path is not None and not Path(path).is_file():
-        found.append(failure("processes", f"`launch` names {path}, which is not here", "correct `launch`; see launch/"))
+    if path is not None and _configured(Path(path)) is None:
+        text = f"`launch` names {path}, which is not here, or no configuration of Accelerate's"
+        found.append(failure("processes", text, "correct `launch`; launch/ has examples"))
     if params["device"] == "cuda" and device.usable("cuda"):
         import torch
 
@@ -40,13 +41,21 @@ def check(params: Params) -> list[Finding]:
 def count(launch: str) -> int:
     """How many processes `launch` starts."""
     for flag in ("--num_processes", "--num-processes", "--nproc_per_node"):
-        if (number := _given(launch, flag)) and number.isdigit():
-            return int(number)
-    if (path := _given(launch, "--config_file")) and Path(path).is_file():
-        from dvc.utils.serialize import load_yaml  # type: ignore[import-untyped]
+        if (number := _given(launch, flag)) and number.isdecimal() and len(number) < 7:
+            return max(1, int(number))
+    path = _given(launch, "--config_file")
+    return (_configured(Path(path)) if path else None) or 1
 
-        return int(load_yaml(path).get("num_processes", 1))
-    return 1
+
+def _configured(path: Path) -> int | None:
+    """The number of processes in a configuration of Accelerate's; None where the file is none."""
+    from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml  # type: ignore[import-untyped]
+
+    try:
+        number = load_yaml(str(path)).get("num_processes", 1)
+    except (YAMLFileCorruptedError, OSError, ValueError, RecursionError, AttributeError):
+        return None
+    return number if isinstance(number, int) and number > 0 else None
 
 
 def _given(launch: str, flag: str) -> str | None:
