@@ -4,7 +4,6 @@ In: a JSON array of records. Out: sentences with their label, toxicity score and
 """
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import Any
 
 from alignment import files
 from alignment.command import Refused
-from alignment.corpora import Malformed, require
+from alignment.corpora import Malformed, brief, finite, require
 
 RESERVED = ("average", "published12", "sentences", "bos")  # names of metrics that no group may have
 RECORD = "an object with id, text, toxicity_score, label and target_groups"
@@ -69,8 +68,10 @@ def read(path: Path) -> list[Sentence]:
     """
     try:
         records = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        where = f"{error.msg} in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "not UTF-8"
+    except (ValueError, RecursionError) as error:  # also an integer of 5,000 digits, or 5,000 brackets
+        where = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        if isinstance(error, json.JSONDecodeError):
+            where = f"{error.msg} in line {error.lineno}"
         raise Refused(f"{path} is not JSON ({where}): it is damaged or cut short; fetch it again") from None
     if not isinstance(records, list) or not records:
         found = "an empty array" if records == [] else f"one {type(records).__name__}"
@@ -78,7 +79,7 @@ def read(path: Path) -> list[Sentence]:
     sentences = [_sentence(f"{path}: record {index}", record) for index, record in enumerate(records)]
     repeated = [name for name, count in Counter(sentence.id for sentence in sentences).items() if count > 1]
     if repeated:
-        raise Refused(f"{path}: found the id {repeated[0]!r} more than once, wanted one id a sentence")
+        raise Refused(f"{path}: found the id {brief(repeated[0])} more than once, wanted one id a sentence")
     slugs(group for sentence in sentences for group in sentence.groups)
     return sentences
 
@@ -89,15 +90,15 @@ def _sentence(place: str, record: Any) -> Sentence:
             record,
             {"id": (int, str), "text": str, "toxicity_score": (int, float), "label": str, "target_groups": list},
         )
-        groups, toxicity, label = record["target_groups"], float(record["toxicity_score"]), record["label"]
+        groups, toxicity, label = record["target_groups"], finite(record, "toxicity_score"), record["label"]
         if label not in list(Label):
             raise Malformed(f"found the label {label[:40]!r}, wanted {' or '.join(map(repr, map(str, Label)))}")
-        if not (math.isfinite(toxicity) and toxicity > 0):
+        if toxicity <= 0:
             raise Malformed(f"found toxicity_score {toxicity}, wanted a number above 0")
         if not groups or not all(isinstance(group, str) and slug(group) for group in groups):
             raise Malformed(f"found target_groups {str(groups)[:80]}, wanted a list of one or more names")
-        if re.search("[\ud800-\udfff]", record["text"]):
-            raise Malformed("found half a surrogate pair in the text, wanted Unicode")
+        if re.search("[\ud800-\udfff]", "".join([record["text"], str(record["id"]), *groups])):
+            raise Malformed("found half a surrogate pair in the text, the id or a group, wanted Unicode")
     except Malformed as error:
         raise Refused(f"{place}: {error}\na record is {RECORD}; correct it, or fetch the file again") from None
     return Sentence(str(record["id"]), record["text"], toxicity, Label(label), tuple(sorted(set(groups))))
@@ -117,9 +118,13 @@ def slugs(groups: Iterable[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for group in sorted(set(groups)):
         if slug(group) in RESERVED:
-            raise Refused(f"the target group {group!r} has a name that means something else in the metrics; rename it")
+            raise Refused(
+                f"the target group {brief(group)} has a name that means something else in the metrics; rename it"
+            )
         if other := next((other for other, name in named.items() if name == slug(group)), None):
-            raise Refused(f"the target groups {other!r} and {group!r} would share a name in the metrics; rename one")
+            raise Refused(
+                f"the target groups {brief(other)} and {brief(group)} would share a name in the metrics; rename one"
+            )
         named[group] = slug(group)
     return named
 

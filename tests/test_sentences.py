@@ -19,7 +19,10 @@ ROW: dict[str, Any] = {"id": 0, "text": "a", "toxicity_score": 4.5, "label": "ha
     [
         ({"label": "hateful"}, "'hateful', wanted 'hate' or 'neutral'"),
         ({"toxicity_score": 0}, "wanted a number above 0"),
-        ({"toxicity_score": math.nan}, "wanted a number above 0"),
+        ({"toxicity_score": math.nan}, "found nan in 'toxicity_score', wanted a finite number"),
+        ({"toxicity_score": 10**400}, "found inf in 'toxicity_score', wanted a finite number"),
+        ({"id": "\ud800"}, "half a surrogate pair in the text, the id or a group"),
+        ({"target_groups": ["cooks\ud800"]}, "half a surrogate pair in the text, the id or a group"),
         ({"toxicity_score": "4.5"}, "found str in 'toxicity_score', wanted int or float"),
         ({"toxicity_score": True}, "found bool in 'toxicity_score'"),
         ({"text": None}, "found NoneType in 'text', wanted str"),
@@ -50,6 +53,8 @@ def test_a_record_without_a_field_or_of_another_shape_is_refused(tmp_path: Path)
     [
         (json.dumps([ROW, ROW])[:-9], "not JSON"),
         ("", "not JSON"),
+        ("[" * 50_000, "maximum recursion depth"),
+        ("1" * 5000, "Exceeds the limit"),
         ("[]", "found an empty array"),
         (json.dumps(ROW), "found one dict, wanted an array"),
         (json.dumps([ROW, ROW]), "the id '0' more than once"),
