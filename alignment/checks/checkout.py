@@ -67,7 +67,9 @@ def git() -> list[Finding]:
     changed = (_git("status", "--porcelain") or "").splitlines()
     untracked = sum(entry.startswith("??") for entry in changed)
     if changed:
-        text = f"{len(changed) - untracked} changed and {untracked} untracked files: a result would not name its code"
+        named = ", ".join(entry[3:] for entry in changed[:5]) + (", …" if len(changed) > 5 else "")
+        text = f"{len(changed) - untracked} changed and {untracked} untracked files ({named}): a result would not name "
+        text += "its code"
         found.append(warning("git", text, "git add … && git commit (a queued experiment lacks untracked files)"))
     if (_git("rev-parse", "--is-shallow-repository") or "").strip() == "true":
         found.append(warning("git", "the clone is shallow: no comparison with older commits", "git fetch --unshallow"))
@@ -107,8 +109,11 @@ def dvc(study: Any) -> list[Finding]:
         wanted = ",".join(study.config["cache"].get("type") or DEFAULT_LINKS)
         text = f"cache.type {wanted}, and the file system has {', '.join(link_types(study))}: every file lies twice"
         found.append(warning("dvc", text, "dvc config cache.type reflink,hardlink,symlink,copy; or one file system"))
-    found += locks(Path(study.tmp_dir))
-    return found or [ok("dvc", f"default remote {study.config['core']['remote']}, links by {first}, no lock held")]
+    else:
+        found.append(ok("dvc", f"files of the cache come into the workspace by {first}"))
+    if remote := study.config["core"].get("remote"):
+        found.append(ok("dvc", f"default remote {remote}"))
+    return found + (locks(Path(study.tmp_dir)) or [ok("dvc", "no lock is held")])
 
 
 def link(study: Any) -> str:

@@ -43,13 +43,13 @@ def load(path: Path) -> Params:
     Raises:
         Refused: no such file, or no YAML; or as `check`.
     """
-    from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml  # type: ignore[import-untyped]
+    from dvc.utils.serialize import ParseError, load_yaml  # type: ignore[import-untyped]
 
     if not path.is_file():
         raise Refused(f"there is no file {path}; params.yaml and presets/*.yaml are such files")
     try:
         params = load_yaml(str(path))
-    except (YAMLFileCorruptedError, ValueError, RecursionError) as error:  # also a date that there is not
+    except (ParseError, ValueError, RecursionError) as error:  # also a date that there is not
         raise Refused(f"{path} is no YAML: {_why(error)}") from None
     return check(params, load_yaml(str(KNOWN)), path)
 

@@ -49,11 +49,11 @@ def count(launch: str) -> int:
 
 def _configured(path: Path) -> int | None:
     """The number of processes in a configuration of Accelerate's; None where the file is none."""
-    from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml  # type: ignore[import-untyped]
+    from dvc.utils.serialize import ParseError, load_yaml  # type: ignore[import-untyped]
 
     try:
         number = load_yaml(str(path)).get("num_processes", 1)
-    except (YAMLFileCorruptedError, OSError, ValueError, RecursionError, AttributeError):
+    except (ParseError, OSError, ValueError, RecursionError, AttributeError):
         return None
     return number if isinstance(number, int) and number > 0 else None
 
