@@ -576,10 +576,12 @@ def test_a_stage_takes_its_section_of_params_or_names_the_key(section: str) -> N
     config = {"bool": "boolean_optional", "list": "append"}
     seen: set[str] = set()
 
+    # A section in place of a value is more flags; half a surrogate pair is in no command line.
+    words_of_commands = VALUES.filter(lambda value: not isinstance(value, dict) and "\\ud" not in repr(value))
     arguments = ["x" for parameter in parser.params if parameter.param_type_name == "argument"]
 
     @fewer(5)
-    @given(st.sampled_from(sorted(known)), VALUES.filter(lambda value: not isinstance(value, dict)))
+    @given(st.sampled_from(sorted(known)), words_of_commands)
     def law(key: str, value: Any) -> None:
         try:
             words = shlex.split(to_str(known | {key: value}, config))
