@@ -471,6 +471,13 @@ def test_without_a_network_the_refusal_says_so(setting: str, value: str, said: s
     assert "owner/name" in refused and said in refused and "mirror folder" in refused
 
 
+@pytest.mark.parametrize("name", ["/etc/a.jsonl", "../a.jsonl", "data/../../a.jsonl"])
+def test_a_name_is_refused_whatever_place_states_it(name: str) -> None:
+    wanted = Repository("owner/name", "v1", ("*.jsonl",), "MIT")
+    with pytest.raises(Refused, match="leads out of the repository"):
+        sources.choose(["data/b.jsonl", name], wanted, (), "anywhere")
+
+
 @pytest.mark.parametrize("link", ["owner/name/data/a.jsonl", "owner/name/data", "owner/name", "owner"])
 def test_no_link_in_a_mirror_leads_out_of_it(link: str, tmp_path: Path) -> None:
     mirror(tmp_path / "secret", "owner/name/data/a.jsonl")
