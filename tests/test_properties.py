@@ -330,7 +330,7 @@ def test_of_a_user_s_file_every_row_is_kept_or_counted(role: Role, tmp_path: Pat
     """`sample`'s first reading of a JSON lines file, with rows of any kind between good ones."""
     seen: set[str] = set()
 
-    @fewer(2)
+    @fewer(5)
     @given(st.lists(near_rows("own") | JUNK, min_size=1, max_size=6))
     def law(rows: list[Any]) -> None:
         (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
@@ -524,7 +524,7 @@ def test_any_params_file_is_checked_to_its_end_or_refused_by_name(
     tiny = yaml.safe_load(Path("presets/tiny.yaml").read_text(encoding="utf-8"))
     seen: set[str] = set()
 
-    @fewer(2)
+    @fewer(5)
     @given(near_params(tiny))
     def law(case: tuple[dict[str, Any], list[str]]) -> None:
         params, _ = case
@@ -552,7 +552,7 @@ def test_any_bytes_for_a_params_file_are_refused_or_read(tmp_path: Path, monkeyp
     whole = b"seed: 2026-01-30\nrows: {a: [1, 2.0e-4, *x], &x b: !!binary aGk=}\nsft:\n  beta: .nan\n  on: 0x1F\n"
     path = tmp_path / "params.yaml"
 
-    @fewer(5)
+    @fewer(10)
     @given(st.binary(max_size=60) | damaged(whole) | st.sampled_from(HOSTILE_LINES))
     def law(content: bytes) -> None:
         path.write_bytes(content)
