@@ -576,12 +576,15 @@ def test_a_stage_takes_its_section_of_params_or_names_the_key(section: str) -> N
     config = {"bool": "boolean_optional", "list": "append"}
     seen: set[str] = set()
 
-    # A section in place of a value is more flags; half a surrogate pair is in no command line.
-    words_of_commands = VALUES.filter(lambda value: not isinstance(value, dict) and "\\ud" not in repr(value))
+    # A section in place of a value is more flags, a value of a switch is another word: the doctor names these keys.
+    # No command line has half a surrogate pair or a null byte.
+    words_of_commands = VALUES.filter(
+        lambda value: not isinstance(value, dict) and not re.search(r"\\(ud|x00)", repr(value))
+    )
     arguments = ["x" for parameter in parser.params if parameter.param_type_name == "argument"]
 
     @fewer(5)
-    @given(st.sampled_from(sorted(known)), words_of_commands)
+    @given(st.sampled_from(sorted(key for key in known if type(known[key]) is not bool)), words_of_commands)
     def law(key: str, value: Any) -> None:
         try:
             words = shlex.split(to_str(known | {key: value}, config))
@@ -591,15 +594,11 @@ def test_a_stage_takes_its_section_of_params_or_names_the_key(section: str) -> N
             return
         try:
             parser.make_context(section, [*words, *arguments])
-        except typer.Exit:  # a switch whose value is --help; DVC then misses the outputs
-            seen.add("helped")
         except MissingParameter:  # of an option that is not of the section: these are read last
             seen.add("taken")
         except UsageError as error:
-            said = error.format_message()  # what stands after a switch is taken for another option: -0.5
-            assert (
-                key in said.replace("-", "_") or repr(str(value)) in said or said == f"No such option: {str(value)[:2]}"
-            )
+            said = error.format_message()
+            assert key in said.replace("-", "_") or repr(str(value)) in said
             seen.add("refused")
 
     law()
