@@ -74,6 +74,8 @@ def _keep_pages() -> None:
 def end_with_parent() -> None:
     """Stop this process when its parent dies: a killed DVC must not leave a writer behind."""
     parents = _parents()
+    if _orphaned(parents):
+        raise SystemExit("the DVC that was to run this stage has ended, and so does it")
 
     def watch() -> None:
         while _parents() == parents:
@@ -81,6 +83,18 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _orphaned(parents: tuple[int, ...]) -> bool:
+    """Whether DVC ended while its shell was still busy with `$(dvc cache dir)`, before the stage itself began.
+
+    DVC starts its stages in its own session; whoever inherits orphans, a system's first process, is in another one.
+    """
+    try:
+        session = os.getsid(0 if len(parents) == 1 else parents[0])
+        return "DVC_STAGE" in os.environ and session != os.getsid(parents[-1])
+    except OSError:  # that process has just ended, or may not be asked, since it is in another session
+        return "DVC_STAGE" in os.environ
 
 
 def _parents() -> tuple[int, ...]:

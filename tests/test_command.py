@@ -91,6 +91,23 @@ def test_a_stage_ends_when_its_parent_is_killed() -> None:
         assert parent.communicate(timeout=20) == ("", None)
 
 
+def test_a_stage_does_not_begin_when_its_dvc_was_killed_before() -> None:
+    starter = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    # When DVC is killed its shell is still at the command's arguments, as at `$(dvc cache dir)`, and outlives it.
+    shell = ["sh", "-c", 'echo begun; read line; exec "$0" "$@"']
+    with subprocess.Popen(
+        [sys.executable, "-c", starter, *shell, *arguments("slow", "--learning_rate", "1", "--own")],
+        cwd=ROOT, env={**os.environ, "DVC_STAGE": "sft"}, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as parent:  # fmt: skip
+        assert parent.stdout and parent.stdout.readline() == "begun\n"
+        parent.kill()
+        parent.wait()
+        assert (
+            parent.communicate("\n", timeout=60)[0] == "the DVC that was to run this stage has ended, and so does it\n"
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "role", "wanted"),
     [
