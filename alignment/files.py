@@ -4,6 +4,7 @@ In: values and folders of files. Out: files that appear complete or not at all, 
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,7 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alignment.command import Refused
+
 UNFINISHED = 16
+# A full disk in the words of safetensors (Rust's), and of torch's writer, which does not say why it failed.
+FULL = ("no space left on device", "os error 28", "quota exceeded", "inline_container")
 
 _claims: dict[Path, int] = {}  # open file descriptors: the system lets go of a lock when its process ends
 
@@ -41,6 +46,9 @@ def whole(out: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `out`; on success it takes the place of `out`, on failure nothing remains.
 
     The caller makes the sibling a file or a folder. A sibling that a killed run left is removed first.
+
+    Raises:
+        Refused: the disk is full.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial"
@@ -53,8 +61,35 @@ def whole(out: Path) -> Iterator[Path]:
             remove(out)
         os.replace(partial, out)
         _flush(out.parent)
+    except Exception as error:
+        if not is_full(error):
+            raise
+        begun = sum(path.stat().st_size for path in [partial, *partial.rglob("*")] if path.is_file())
+        remove(partial)
+        raise full(str(out), f"more than {begun:,}", out.parent) from None
     finally:
         remove(partial)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or a quota on it, is full."""
+    code = getattr(error, "errno", None)
+    return code in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error).lower() for words in FULL)
+
+
+def full(what: str, needed: str, folder: Path) -> Refused:
+    """The refusal to write where there is no room.
+
+    Args:
+        what: is written.
+        needed: how many bytes it takes, in words.
+        folder: where.
+    """
+    free = shutil.disk_usage(folder).free
+    return Refused(
+        f"{what}: needs {needed} bytes, and the disk (or the quota) of {folder.resolve()} is full: {free:,} free.\n"
+        "Free some there, then run the same command again"
+    )
 
 
 def remove(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Outputs that are whole or absent, one writer at a time, equal bytes for equal values."""
 
+import errno
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment import files
+from alignment.command import Refused
 
 
 def names(folder: Path) -> list[str]:
@@ -144,6 +146,24 @@ def test_json_has_sorted_keys_and_text_as_it_is(tmp_path: Path) -> None:
         {"a": "é\u2028", "b": {"c": None, "d": 1}}, indent=2, ensure_ascii=False
     ) + "\n"  # fmt: skip
     assert files.read_json(tmp_path / "a") == {"a": "é\u2028", "b": {"c": None, "d": 1}}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),  # as safetensors
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),  # as torch.save
+    ],
+)
+def test_a_full_disk_is_named_with_its_bytes_and_leaves_nothing(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(Refused, match=r"needs more than 4 bytes, and the disk .* is full: [\d,]+ free"):  # noqa: SIM117
+        with files.whole(tmp_path / "out") as partial:
+            partial.mkdir()
+            (partial / "half").write_text("half")
+            raise error
+    assert names(tmp_path) == []
 
 
 def test_equal_tables_have_equal_bytes_whatever_made_them(tmp_path: Path) -> None:
