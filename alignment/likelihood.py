@@ -40,6 +40,14 @@ NO_MEMORY = ("can't allocate memory", "not enough memory")  # on a CPU torch has
 log = logging.getLogger(__name__)
 
 
+def no_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the GPU or of the machine, has run out."""
+    import torch
+
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY))
+
+
 class Request(NamedTuple):
     """What is scored: the tokens of a continuation after those of a context, at least one of each."""
 
@@ -363,9 +371,8 @@ class Engine:
 
         try:
             return [self._batch(tree, batch, shares)]
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-            if not known and not any(words in str(error) for words in NO_MEMORY):
+        except (MemoryError, RuntimeError) as error:
+            if not no_memory(error):
                 raise
             if len(batch) == 1:
                 raise Refused(

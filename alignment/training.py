@@ -6,11 +6,12 @@ Checkpoints lie in a state folder outside the stage's outputs, under a name made
 run that was killed goes on from the last whole one and ends with the bytes of an undisturbed run.
 """
 
+import contextlib
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,7 +230,7 @@ def run(trainer: Any, curves: dict[str, str]) -> None:
         curves: as `write_curve` takes them.
 
     Raises:
-        Refused: the loss is no number.
+        Refused: the loss is no number, or memory or the disk does not suffice.
         SystemExit: a signal asked for the end; there is a checkpoint.
     """
     from alignment import checkpoints
@@ -247,12 +248,50 @@ def run(trainer: Any, curves: dict[str, str]) -> None:
         trainer.add_callback(callback)
     start = time.monotonic()
     try:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        with _enough_memory(trainer), _enough_room(trainer):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
     finally:
         stop.restore()
     stop.end(trainer.state)
     first = int(last.name.rpartition("-")[2]) if last else 0
     say(_speed(trainer.plan, first, time.monotonic() - start))
+
+
+@contextlib.contextmanager
+def _enough_memory(trainer: Any) -> Iterator[None]:
+    """Where memory runs out, say which parameters need less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not likelihood.no_memory(error):
+            raise
+        rows, tokens = trainer.plan.per_device_batch, max(trainer.plan.lengths)
+        ways = [f"lower `per_device_batch` (now {rows}); an optimiser step stays the same"] if rows > 1 else []
+        if not trainer.args.gradient_checkpointing:
+            ways.append("set `gradient_checkpointing: true` in the stage's section")
+        ways.append(f"lower `sample.max_tokens` below the {tokens} of the longest row, which drops such rows")
+        raise Refused(
+            f"out of memory with {rows} row{'s' * (rows > 1)} of up to {tokens} tokens a forward pass; the first that "
+            "helps, in params.yaml:\n- " + "\n- ".join(ways) + "\n`make doctor` says what fits"
+        ) from None
+
+
+@contextlib.contextmanager
+def _enough_room(trainer: Any) -> Iterator[None]:
+    """Where no room is left for a checkpoint, remove what there is of it and say how much it needs."""
+    from alignment import checkpoints
+
+    folder = Path(trainer.args.output_dir)
+    try:
+        yield
+    except Exception as error:
+        if not files.is_full(error):
+            raise
+        trained = sum(weights.numel() * weights.element_size() for weights in trainer.model.parameters()
+                      if weights.requires_grad)  # fmt: skip
+        checkpoints.last(folder)
+        # The weights, and two moments of Adam's for each.
+        raise files.full(f"a checkpoint in {folder}", f"about {3 * trained:,}", folder) from None
 
 
 def _speed(plan: Plan, first: int, seconds: float) -> str:

@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pipeline
@@ -927,6 +928,26 @@ def test_the_seed_draws_the_adapter_and_its_dropout(
     assert not equal(gradients(first_step(1, 0.5, model)), gradients(model))
     still = first_step(seed=0, dropout=0.0)
     assert equal(gradients(first_step(1, 0.0, still)), gradients(still))
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("rows", "checkpointing", "ways"),
+    [
+        (4, False, ["`per_device_batch` (now 4)", "`gradient_checkpointing: true`", "`sample.max_tokens` below the 9"]),
+        (1, True, ["`sample.max_tokens` below the 9"]),
+    ],
+)
+def test_without_memory_training_says_what_needs_less(rows: int, checkpointing: bool, ways: list[str]) -> None:
+    plan = SimpleNamespace(per_device_batch=rows, lengths=[3, 9])
+    trainer = SimpleNamespace(plan=plan, args=SimpleNamespace(gradient_checkpointing=checkpointing))
+    with pytest.raises(Refused) as refusal, training._enough_memory(trainer):
+        torch.empty(1 << 55, dtype=torch.uint8)
+    said = str(refusal.value)
+    assert said.startswith(f"out of memory with {rows} row") and said.count("\n- ") == len(ways)
+    assert all(way in said for way in ways)
 
 
 # Learning
