@@ -85,6 +85,7 @@ def main(
     rows, held_rows = encode(chat, train), encode(chat, held)
     policy = models.load(base, sft, dtype, device, trainable=True, quantization=quantization)
     checkpoints = files.unfinished(state, made_from)
+    likelihood.claimed(checkpoints, device)  # another queued copy may train the same
     some = rows[:2]
     sft_logps = reply_logps(policy.eval(), some)
     if dtype is Dtype.float32 and quantization is Quantization.none:

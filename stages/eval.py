@@ -49,6 +49,7 @@ def main(
     tasks = sorted(limits)
     parts = {task: evaluation.items(benchmark_folder, task, limits[task], item_seed) for task in tasks}
     done = files.unfinished(state, made_from)
+    likelihood.claimed(done, device)  # another queued copy may score the same
     scored = evaluation.score_tasks(evaluation.scorer(model, chat.tokenizer, token_budget), parts, done)
     if not world.is_main_process:
         return

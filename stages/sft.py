@@ -67,6 +67,7 @@ def main(
     model = models.load_base(base, dtype, device, quantization)
     before = heldout_loss(model, held_rows)
     checkpoints = files.unfinished(state, made_from)
+    likelihood.claimed(checkpoints, device)  # another queued copy may train the same
     trainer = _trainer(model, chat, rows, lora, settings, checkpoints)
     training.check(trainer, chat, len(rows))
     training.run(trainer, CURVES)
