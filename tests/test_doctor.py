@@ -545,6 +545,15 @@ def test_dvc_says_what_the_repository_lacks(repository: Path) -> None:
     assert [finding.found.split()[-1] for finding in found] == ["hardlink", "kept", "held"]
 
 
+def test_a_lock_that_dvc_left_empty_is_a_failure_with_its_cure(tmp_path: Path) -> None:
+    assert processes.torn(tmp_path) == []
+    (tmp_path / "rwlock").touch()  # as a kill between DVC's `open` and its `write` leaves it
+    (found,) = processes.torn(tmp_path)
+    assert found.level is Level.failure and found.next.startswith(f"rm {tmp_path / 'rwlock'}")
+    files.write_json(tmp_path / "rwlock", {"read": {}, "write": {}})
+    assert processes.torn(tmp_path) == []
+
+
 def test_processes_and_quantisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ddp.yaml").write_text("num_processes: 3\n")
