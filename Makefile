@@ -51,7 +51,8 @@ bench: .venv models/base  ## speed beside the peers': scoring, training, the cho
 	python -m benchmarks.sampling models/base --source $(SOURCE) --scratch . \
 		--sizes 100000 --sizes 1000000 --sizes 4233923 --wanted 100000
 
-soak: .venv  ## the long form of the property tests, the calibrations, the kills; about half an hour
+soak: .venv  ## faults on purpose in a throwaway clone, then property tests, calibrations and kills at length; over an hour
+	python -m benchmarks.faults --each 3 --rounds 2 --seed 0
 	pytest --hypothesis-profile=soak tests/test_properties.py tests/test_chat.py tests/test_keys.py tests/test_calibration.py \
 		tests/test_resume.py
 

@@ -1,0 +1,45 @@
+"""The short form of `make soak`'s campaign: six kills, two full disks, two runs at once, on a clone with results."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import faults
+from benchmarks.faults import Clone
+
+
+@pytest.fixture(scope="module")
+def maltreated(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A copy of the clone with results, for every test to leave as it was."""
+    folder = tmp_path_factory.mktemp("faults").resolve() / "clone"
+    shutil.copytree(clone, folder, symlinks=True)
+    return Clone(folder, log=folder.with_name("clone.log")).remember()
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_dvc_ends_with_the_undisturbed_bytes(maltreated: Clone) -> None:
+    outcome = faults.kills(
+        maltreated, ["fetch-safety", "sample@demonstrations", "safety@base"], each=2, rounds=1, seed=0
+    )
+    assert outcome.wrong == []
+    assert 3 <= outcome.tried == outcome.recovered <= 6  # a stage may end before its moment
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_a_stage_says_what_it_needs_and_goes_on_when_there_is_room(maltreated: Clone) -> None:
+    outcome = faults.disk(maltreated, [("fetch-safety", "data/raw"), ("sft", ".dvc/state")])
+    assert outcome.wrong == []
+    if "skipped" in outcome.remarks:
+        pytest.skip(outcome.remarks)
+    assert outcome.tried == outcome.recovered == 2
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_end_with_the_bytes_of_one_alone(maltreated: Clone) -> None:
+    for outcome in (
+        faults.two_repros(maltreated, ["safety@base"]),
+        faults.shared_state(maltreated),
+        faults.two_fetches(maltreated),
+    ):
+        assert outcome.wrong == [] and outcome.recovered == 1
