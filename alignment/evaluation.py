@@ -28,7 +28,7 @@ from alignment import benchmarks, files, records, stats
 from alignment.benchmarks import BENCHMARKS
 from alignment.chat import Chat
 from alignment.command import Refused
-from alignment.likelihood import processes
+from alignment.likelihood import no_memory, processes
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -463,6 +463,9 @@ def answers(model: "PreTrainedModel", chat: Chat, tokens: int) -> list[dict[str,
     Returns:
         For each prompt `prompt`, `answer` (any control token but EOS written out), `tokens` (EOS included) and
         `finished`, which says whether the model ended it.
+
+    Raises:
+        Refused: memory does not suffice.
     """
     import torch
     from transformers import GenerationConfig
@@ -477,8 +480,16 @@ def answers(model: "PreTrainedModel", chat: Chat, tokens: int) -> list[dict[str,
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=tokens, eos_token_id=eos, pad_token_id=eos, bos_token_id=None
     )
-    with torch.inference_mode():
-        generated = model.generate(input_ids=ids, attention_mask=mask)[:, longest:].tolist()
+    try:
+        with torch.inference_mode():
+            generated = model.generate(input_ids=ids, attention_mask=mask)[:, longest:].tolist()
+    except RuntimeError as error:
+        if not no_memory(error):
+            raise
+        raise Refused(
+            f"out of memory with {len(PROMPTS)} answers of up to {tokens} tokens at once; free some, or lower "
+            "`eval.answer_tokens`"
+        ) from None
     return [_answer(prompt, reply, chat) for prompt, reply in zip(PROMPTS, generated, strict=True)]
 
 

@@ -119,8 +119,33 @@ def write_parquet(out: Path, table: pa.Table) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON value."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read one JSON value.
+
+    Raises:
+        Refused: the file is damaged or cut short.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from None
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read a table.
+
+    Raises:
+        Refused: the file is damaged or cut short.
+    """
+    try:
+        return pq.read_table(path)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> Refused:
+    return Refused(f"{path} is damaged or cut short ({str(error)[:100]}); `make verify` says what mends it")
 
 
 def sha256(path: Path) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment import files
+from alignment.command import Refused
 from alignment.likelihood import HEAD
 
 GB = 1e9
@@ -141,7 +142,7 @@ def shape(model: str, source: str, base: Path) -> Shape | None:
         folders.append(base)
     for folder in folders:
         if (folder / "config.json").is_file():
-            with contextlib.suppress(ValueError):  # no JSON
+            with contextlib.suppress(ValueError, Refused):  # no JSON
                 return _read(files.read_json(folder / "config.json"))
     return None
 

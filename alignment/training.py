@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from alignment import files, likelihood, schedule
 from alignment.chat import IGNORED, Chat, Template
 from alignment.command import Refused
@@ -114,9 +112,9 @@ def read(path: Path, split: str) -> list[dict[str, Any]]:
     """The examples of one split, in the order in which `sample` chose them.
 
     Raises:
-        Refused: there are none.
+        Refused: there are none, or the file is damaged.
     """
-    rows = [row for row in pq.read_table(path).to_pylist() if row["split"] == split]
+    rows = [row for row in files.read_parquet(path).to_pylist() if row["split"] == split]
     if not rows:
         raise Refused(f"{path} has no row of the split {split!r}; run `dvc repro` to sample it again")
     return rows

@@ -31,7 +31,7 @@ import typer
 import yaml
 
 from alignment import command, files
-from alignment.checks import checkout, processes
+from alignment.checks import checkout
 from alignment.checks.findings import Level
 
 ROOT = Path(__file__).parents[1]
@@ -303,7 +303,7 @@ def _ended(clone: Clone) -> tuple[float, list[str]]:
 def _cured(clone: Clone) -> int:
     """Do what `make doctor` says of locks that the next DVC would stop at; how many there were."""
     tmp = clone.folder / ".dvc" / "tmp"
-    failures = [*processes.torn(tmp), *(one for one in checkout.locks(tmp) if one.level is Level.failure)]
+    failures = [one for one in checkout.locks(tmp) if one.level is Level.failure]
     for failure in failures:
         subprocess.run(shlex.split(failure.next.partition(",")[0]), check=True)
     return len(failures)
@@ -646,4 +646,4 @@ def _lock_at(clone: Clone, name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False)
+    command.run(main, offline=False, stage=False)

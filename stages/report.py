@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow.parquet as pq
 import typer
 
 from alignment import command, contrasts, figures, files, safety, tables
@@ -56,7 +55,7 @@ def main(
     files.claim(out)
     evaluated: Metrics = {name: files.read_json(metrics / "eval" / f"{name}.json") for name in CHECKPOINTS}
     scores: Metrics = {name: files.read_json(metrics / "safety" / f"{name}.json") for name in CHECKPOINTS}
-    changes = [safety.changes(*(pq.read_table(scored / f"{name}.parquet") for name in step)) for step in STEPS]
+    changes = [safety.changes(*(files.read_parquet(scored / f"{name}.parquet") for name in step)) for step in STEPS]
     trained = {name: files.read_json(metrics / f"{name}.json") for name in ("sft", "dpo")}
     sampled = {role: files.read_json(metrics / "sample" / f"{role}.json") for role in ("demonstrations", "comparisons")}
     names = labels(evaluated, data, preferences)

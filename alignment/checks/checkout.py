@@ -139,17 +139,18 @@ def locks(tmp: Path) -> list[Finding]:
     The files `lock` and `rwlock.lock` are locks of the system, which it takes back from a process that ends.
     """
     path = tmp / "rwlock"
-    if not path.is_file() or not (text := path.read_text(encoding="utf-8", errors="replace").strip()):
+    if not path.is_file():
         return []
     cure = f"rm {os.path.relpath(path)}"
     try:
-        held = json.loads(text)
+        held = json.loads(path.read_bytes())
         holders = [info for infos in held.get("read", {}).values() for info in infos]
         holders += list(held.get("write", {}).values())
         owners = {int(info["pid"]): str(info["cmd"]) for info in holders}
     except (ValueError, TypeError, KeyError, AttributeError):
         way = f"{cure}, once no DVC runs (ps aux | grep dvc)"
-        return [failure("dvc", f"{path} is cut short or damaged, and DVC would stop at it", way)]
+        # DVC empties the file before it writes it: killed there, it leaves nothing in it.
+        return [failure("dvc", f"{path} is empty, cut short or damaged, and DVC would stop at it", way)]
     alive = {pid: cmd for pid, cmd in owners.items() if machine.lives(pid)}
     found = []
     for pid, cmd in alive.items():

@@ -1,7 +1,4 @@
-"""Processes: how many `launch` starts, and what they need: a GPU or a core each, and bitsandbytes for nf4.
-
-And what a process that ended in the middle left behind: DVC's list of who is at work, cut short.
-"""
+"""Processes: how many `launch` starts, and what they need: a GPU or a core each, and bitsandbytes for nf4."""
 
 import importlib.util
 import shlex
@@ -15,8 +12,9 @@ from alignment.checks.parameters import Params
 
 
 def check(params: Params) -> list[Finding]:
-    """`launch` against the GPUs, nf4 against what is installed, and what a killed DVC left."""
-    found, started = torn(Path(".dvc/tmp")), count(params["launch"])
+    """`launch` against the GPUs, and nf4 against what is installed."""
+    found: list[Finding] = []
+    started = count(params["launch"])
     path = _given(params["launch"], "--config_file")
     if path is not None and _configured(Path(path)) is None:
         text = f"`launch` names {path}, which is not here, or no configuration of Accelerate's"
@@ -39,15 +37,6 @@ def check(params: Params) -> list[Finding]:
         way = f"{sys.executable} -m pip install {models.BITSANDBYTES}, or set `quantization: none`"
         found.append(failure("processes", "quantization nf4 needs bitsandbytes, which is not installed", way))
     return found or [ok("processes", f"`launch` starts {started}; quantization {params['quantization']}")]
-
-
-def torn(tmp: Path) -> list[Finding]:
-    """DVC's `rwlock`, which it empties before it writes: killed there, or with a full disk, it leaves nothing in it."""
-    path = tmp / "rwlock"
-    if not path.is_file() or path.stat().st_size:
-        return []
-    text = f"{path} is empty: a DVC ended as it wrote it, and the next one would stop there"
-    return [failure("processes", text, f"rm {path}, once no DVC runs (ps aux | grep dvc)")]
 
 
 def count(launch: str) -> int:
