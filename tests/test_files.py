@@ -193,3 +193,17 @@ def test_a_folder_s_hash_is_of_names_and_contents(tmp_path: Path) -> None:
     one = tree("one", {"a": "1", "b/c": "2"})
     assert one == tree("two", {"b/c": "2", "a": "1"})
     assert len({one, tree("three", {"a": "2", "b/c": "1"}), tree("four", {"a": "1", "c": "2"})}) == 3
+
+
+def test_a_damaged_table_or_value_is_named_with_what_mends_it(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"a": 1})
+    files.write_parquet(tmp_path / "a.parquet", pa.table({"a": range(1000)}))
+    assert (
+        files.read_json(tmp_path / "a.json") == {"a": 1} and files.read_parquet(tmp_path / "a.parquet").num_rows == 1000
+    )
+    for name, read in (("a.json", files.read_json), ("a.parquet", files.read_parquet)):
+        content = (tmp_path / name).read_bytes()
+        for size in range(len(content) - 1):  # without the line's end, a value is still whole
+            (tmp_path / name).write_bytes(content[:size])
+            with pytest.raises(Refused, match=rf"{name} is damaged or cut short .*`make verify`"):
+                read(tmp_path / name)
