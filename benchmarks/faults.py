@@ -446,6 +446,8 @@ WIDE = "random:2x256"  # wide enough for its activations to count
 # An option with a value that needs much memory, and how many bytes are missing: as many again until that is noticed.
 MEMORY = {"eval@base": ("token_budget", 1 << 20, 4 << 20), "sft": ("per_device_batch", 12, 128 << 20)}
 SHORT = "out of memory with"
+# How each refuses: scoring splits down to one row, where that does not fit either.
+NAMED = {"eval@base": ("does not fit in memory", "lower `eval.answer_tokens`"), "sft": ("lower `per_device_batch`",)}
 
 
 @dataclass
@@ -506,8 +508,7 @@ class Limited:
         if SHORT not in self.printed:
             return [f"ended with {code} and said nothing of memory: {_tail(self.printed)}"]
         if code:
-            # Scoring splits down to one row; where that does not fit either, it is refused.
-            named = ("lower `per_device_batch`" if self.stage == "sft" else "does not fit in memory") in self.printed
+            named = any(words in self.printed for words in NAMED[self.stage])
             written = [path for path in self.folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
             left = [f"left {path}" for path in written if "state" not in path.parts]
             return left if named else [*left, f"ended with {code}: {_tail(self.printed)}"]
