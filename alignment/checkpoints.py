@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from alignment import files, training
+from alignment.command import Refused
 
 SEAL = "whole.json"  # in a checkpoint that was written to its end: the SHA-256 of each of its files
 
@@ -121,7 +122,7 @@ def _is_whole(checkpoint: Path) -> bool:
     seal = checkpoint / SEAL
     try:
         return seal.is_file() and bool(files.read_json(seal) == _hashes(checkpoint))
-    except ValueError:  # the seal itself is cut short
+    except Refused:  # the seal itself is cut short
         return False
 
 
