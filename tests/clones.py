@@ -1,16 +1,15 @@
 """Repositories that tests run DVC in: copies of what git knows of this one, never the one itself."""
 
-import os
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from benchmarks import clone
+
 TOKEN = f"hf_{secrets.token_hex(17)}"  # what tests/test_security.py looks for in all that a run leaves
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_TOKEN": TOKEN}
+ENVIRONMENT = {**clone.ENVIRONMENT, "HF_TOKEN": TOKEN}
 LOG = ".dvc/tmp/first.log"  # what the first `dvc repro` printed
 
 
@@ -42,13 +41,7 @@ def change(folder: Path, name: str, pattern: str, replacement: str) -> None:
 
 def with_results(folder: Path) -> Path:
     """Copy the files that git knows there, take the tiny preset, run the pipeline and commit."""
-    names = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
-    for name in names:
-        if (ROOT / name).is_file() and not name.startswith("metrics/") and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    shutil.copy(folder / "presets/tiny.yaml", folder / "params.yaml")
-    git(folder, "init", "--quiet")
+    clone.Clone.made(folder)
     printed = dvc(folder, "repro")
     (folder / LOG).write_text(printed, encoding="utf-8")
     assert "full report: metrics/report.md" in printed

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import faults
-from benchmarks.faults import Clone
+from benchmarks.clone import Clone
 
 
 @pytest.fixture(scope="module")
