@@ -31,6 +31,11 @@ def scale(measure: str) -> tuple[int, int]:
     return (1, 4) if area(measure) else (100, 1)
 
 
+def level_scale(measure: str) -> tuple[int, int]:
+    """By what a figure itself is multiplied, and its digits."""
+    return (1, 3) if area(measure) else (100, 1)
+
+
 def titles(comparison: Comparison) -> dict[str, str]:
     """The measures that one table tests, with their titles: the tasks and the average of safety."""
     return {task: TITLES.get(task, task) for task in comparison.tasks} | {AVERAGE: "safety, AUC by length"}
@@ -40,7 +45,7 @@ def level(comparison: Comparison, variant: str, measure: str) -> Cell:
     """A variant's figure with its interval, cut to where it can lie."""
     estimate = comparison.contrast({variant: 1.0}, measure).estimate
     low, high = tables.within(estimate.low), tables.within(estimate.high)
-    shown = tables.figure(estimate.value, low, high, *((1, 3) if area(measure) else (100, 1)))
+    shown = tables.figure(estimate.value, low, high, *level_scale(measure))
     return Cell(shown, estimate.value, remarks(comparison, (variant,), measure))
 
 

@@ -142,7 +142,7 @@ def shape(model: str, source: str, base: Path) -> Shape | None:
         folders.append(base)
     for folder in folders:
         if (folder / "config.json").is_file():
-            with contextlib.suppress(ValueError, Refused):  # no JSON
+            with contextlib.suppress(Refused):  # no JSON
                 return _read(files.read_json(folder / "config.json"))
     return None
 

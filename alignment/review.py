@@ -163,7 +163,7 @@ class Review:
             "\n".join(f"- {line}" for line in self._told()),
         ]
         if self.stages:
-            parts += [self._changes(), self._folded("Safety by group", self._groups())]
+            parts += [self._measures(), self._folded("Safety by group", self._groups())]
         if other := self._other():
             parts.append(self._folded("Other metrics that changed, without a test", other))
         return "\n\n".join([*parts, self._more()]) + "\n"
@@ -203,7 +203,7 @@ class Review:
     def _title(self, measure: str) -> str:
         return cells.titles(self.comparison).get(measure, measure)
 
-    def _changes(self) -> str:
+    def _measures(self) -> str:
         """Every measure of every checkpoint, before and after."""
         family = self.gate.family
         rows = [["checkpoint", "measure", "before", "after", "change", "p", "", "gate sees"]]
@@ -221,7 +221,7 @@ class Review:
 
     def _level(self, variant: str, measure: str) -> str:
         value = self.comparison.contrast({variant: 1.0}, measure).estimate.value
-        return tables.figure(value, None, None, *((1, 3) if cells.area(measure) else (100, 1)))
+        return tables.figure(value, None, None, *cells.level_scale(measure))
 
     def _mark(self, family: Family, stage: str, measure: str) -> str:
         found = family.found[stage, measure]

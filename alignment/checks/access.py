@@ -6,7 +6,7 @@ answers.
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,10 @@ def model(params: Params) -> list[Finding]:
     """What is wrong with `model`, as far as its words and this disk tell: one that no place is asked for, or no pin."""
     name = params["model"]
     if Path(name).is_absolute():
-        local = Repository(name, "as it is", weights.REQUIRED, pins.UNSTATED, ignore=weights.SUBFOLDERS, host="model")
         if not Path(name).is_dir():
             return [failure("model", f"there is no folder {name}", "correct `model`: a folder, or owner/name@<commit>")]
         try:
-            sources.listed(local, Path(name))
+            sources.listed(_weights(name, "as it is"), Path(name))
         except Refused as refusal:
             way = "complete it, or correct `model`; weights are read from safetensors alone"
             return [failure("model", str(refusal).splitlines()[0], way)]
@@ -87,14 +86,17 @@ def repositories(params: Params) -> list[Repository]:
     found = []
     if match := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", params["model"]):
         gated = match[1].startswith("meta-llama/")  # no pin says so
-        pinned = Repository(
-            match[1], match[2], weights.REQUIRED, pins.UNSTATED, ignore=weights.SUBFOLDERS, host="model"
-        )
-        found.append(replace(pinned, gated=gated))
+        found.append(_weights(match[1], match[2], gated))
     names = dict.fromkeys((params["data"], params["preferences"]))
     found += [repository for name in names if (repository := corpora.load(name).SOURCE)]
     found += [*pins.BENCHMARKS.values(), *pins.more(params["more_benchmarks"]).values()]
     return found + ([pins.SAFETY] if params["sentences"] == "safenlp" else [])
+
+
+def _weights(name: str, revision: str, gated: bool = False) -> Repository:
+    """A model's repository, with the files that `fetch` needs."""
+    ignored = weights.SUBFOLDERS
+    return Repository(name, revision, weights.REQUIRED, pins.UNSTATED, gated=gated, ignore=ignored, host="model")
 
 
 def _in_folder(wanted: list[Repository], root: Path) -> tuple[list[Finding], dict[str, int]]:

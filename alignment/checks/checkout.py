@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment import machine
+from alignment.checks import processes
 from alignment.checks.findings import Finding, failure, ok, warning
 from alignment.checks.parameters import Params
 
@@ -37,9 +38,8 @@ def named(params: Params) -> list[tuple[Path, str]]:
     sets = {"data": [params["data"]], "preferences": [params["preferences"]]}
     sets |= {f"study.{key}": study[key] for key in ("demonstrations", "comparisons", "matched")}
     found = [(Path(f"alignment/corpora/{name}.py"), key) for key, names in sets.items() for name in names]
-    words = shlex.split(params["launch"])
-    if "--config_file" in words[:-1]:
-        found.append((Path(words[words.index("--config_file") + 1]), "launch"))
+    if configured := processes.given(params["launch"], "--config_file"):
+        found.append((Path(configured), "launch"))
     return list({path: (path, key) for path, key in reversed(found)}.values())[::-1]
 
 
@@ -67,8 +67,8 @@ def git() -> list[Finding]:
     changed = (_git("status", "--porcelain") or "").splitlines()
     untracked = sum(entry.startswith("??") for entry in changed)
     if changed:
-        named = ", ".join(entry[3:] for entry in changed[:5]) + (", …" if len(changed) > 5 else "")
-        text = f"{len(changed) - untracked} changed and {untracked} untracked files ({named}): a result would not name "
+        first = ", ".join(entry[3:] for entry in changed[:5]) + (", …" if len(changed) > 5 else "")
+        text = f"{len(changed) - untracked} changed and {untracked} untracked files ({first}): a result would not name "
         text += "its code"
         found.append(warning("git", text, "git add … && git commit (a queued experiment lacks untracked files)"))
     if (_git("rev-parse", "--is-shallow-repository") or "").strip() == "true":

@@ -15,7 +15,7 @@ def check(params: Params) -> list[Finding]:
     """`launch` against the GPUs, and nf4 against what is installed."""
     found: list[Finding] = []
     started = count(params["launch"])
-    path = _given(params["launch"], "--config_file")
+    path = given(params["launch"], "--config_file")
     if path is not None and _configured(Path(path)) is None:
         text = f"`launch` names {path}, which is not here, or no configuration of Accelerate's"
         found.append(failure("processes", text, "correct `launch`; launch/ has examples"))
@@ -42,9 +42,9 @@ def check(params: Params) -> list[Finding]:
 def count(launch: str) -> int:
     """How many processes `launch` starts."""
     for flag in ("--num_processes", "--num-processes", "--nproc_per_node"):
-        if (number := _given(launch, flag)) and number.isdecimal() and len(number) < 7:
+        if (number := given(launch, flag)) and number.isdecimal() and len(number) < 7:
             return max(1, int(number))
-    path = _given(launch, "--config_file")
+    path = given(launch, "--config_file")
     return (_configured(Path(path)) if path else None) or 1
 
 
@@ -59,7 +59,7 @@ def _configured(path: Path) -> int | None:
     return number if isinstance(number, int) and number > 0 else None
 
 
-def _given(launch: str, flag: str) -> str | None:
+def given(launch: str, flag: str) -> str | None:
     """The word after a flag of `launch`, or None."""
     words = shlex.split(launch)
     return words[words.index(flag) + 1] if flag in words[:-1] else None
