@@ -25,8 +25,8 @@ compare: .venv  ## commits, branches, experiments or the workspace side by side,
 diff: .venv  ## what the workspace changes from BASE, each metric with its test; fails where one fell for certain
 	python -m stages.diff $(BASE) --out metrics/diff.md
 
-test: .venv  ## every test
-	pytest
+test: .venv  ## every test, by two processes of one thread each
+	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile
 
 check: .venv  ## format, lint, types, the workflow's schema
 	ruff format --check .
@@ -53,8 +53,8 @@ bench: .venv models/base  ## speed beside the peers': scoring, training, the cho
 
 soak: .venv  ## faults on purpose in a throwaway clone, then property tests, calibrations and kills at length; over an hour
 	python -m benchmarks.faults --each 3 --rounds 2 --seed 0
-	pytest --hypothesis-profile=soak tests/test_properties.py tests/test_chat.py tests/test_keys.py tests/test_calibration.py \
-		tests/test_resume.py
+	pytest --hypothesis-profile=soak --hypothesis-show-statistics tests/test_properties.py tests/test_chat.py \
+		tests/test_keys.py tests/test_schedule.py tests/test_calibration.py tests/test_resume.py
 
 agree: .venv models/base  ## our log-likelihoods against lm-eval's own class; about an hour on two cores
 	python -m benchmarks.agree models/base --source $(SOURCE) --items 225 --token-budget 512
