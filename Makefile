@@ -52,7 +52,7 @@ bench: .venv models/base  ## speed beside the peers': scoring, training, the cho
 		--sizes 100000 --sizes 1000000 --sizes 4233923 --wanted 100000
 
 soak: .venv  ## faults on purpose in a throwaway clone, then property tests, calibrations and kills at length; over an hour
-	python -m benchmarks.faults --each 3 --rounds 2 --seed 0
+	python -m benchmarks.faults --each 3 --least 100 --seed 0
 	pytest --hypothesis-profile=soak --hypothesis-show-statistics tests/test_properties.py tests/test_chat.py \
 		tests/test_keys.py tests/test_schedule.py tests/test_calibration.py tests/test_resume.py
 

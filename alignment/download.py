@@ -8,7 +8,6 @@ would keep it in its cache too, and throws away what a killed download had.
 """
 
 import contextlib
-import errno
 import hashlib
 import shutil
 import threading
@@ -117,7 +116,7 @@ def room(name: str, needed: int, folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not files.is_full(error):
             raise
         raise _full(name, needed, folder) from None
 
@@ -232,11 +231,10 @@ def _hash(path: Path, like: str) -> str:
 
 
 def _full(name: str, needed: int, folder: Path) -> Refused:
-    free = shutil.disk_usage(folder).free
     return Refused(
-        f"{name}: needs {needed:,} bytes, and the disk (or the quota) of {folder.resolve()} is full: {free:,} free.\n"
-        "Free that much there; or move the DVC cache, and with it the downloads, to a larger disk:\n"
-        "dvc cache dir <folder>. What a download has so far is kept, and the next run goes on from there"
+        f"{files.full(name, f'{needed:,}', folder)};\n"
+        "or move the DVC cache, and with it the downloads, to a larger disk: dvc cache dir <folder>.\n"
+        "What a download has so far is kept, and the next run goes on from there"
     )
 
 

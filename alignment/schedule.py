@@ -5,6 +5,7 @@ first step, from the seed alone: a run that was killed goes on with the same row
 pass nor the number of processes changes what an optimiser step is made of.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,7 +32,7 @@ class Plan:
         lengths: tokens of each row, of its longer side where it has two.
         trained: trained tokens of each row.
         steps: row numbers, by step.
-        per_device_batch: rows a forward pass, at most.
+        per_device_batch: how many of a step's longest rows a forward pass has room for.
     """
 
     names: Sequence[str]
@@ -100,7 +101,10 @@ def passes(rows: int, seed: int) -> Iterator[list[int]]:
 
 
 def forward_passes(step: Sequence[int], lengths: Sequence[int], per_device: int, processes: int) -> list[list[int]]:
-    """A step's rows by falling length, so that rows of a forward pass need little padding, in parts for all processes.
+    """A step's rows by falling length, in parts for all processes, cut where that leaves the least padding.
+
+    There are as many parts as if each process took `per_device` rows of each. Short rows may go together in larger
+    numbers, as long as no pass becomes larger, padding included, than `per_device` of the step's longest rows are.
 
     Each process takes every `processes`-th row of a part. All have equally many, since some figures are gathered row by
     row; rows that do not go round make a last part, of fewer rows than there are processes.
@@ -108,11 +112,36 @@ def forward_passes(step: Sequence[int], lengths: Sequence[int], per_device: int,
     Args:
         step: row numbers.
         lengths: the length of every row, in tokens.
-        per_device: rows a forward pass, at most.
+        per_device: rows a forward pass has room for, as long as the longest of the step.
         processes: how many processes share the step.
     """
     order = sorted(step, key=lambda row: (-lengths[row], row))
-    round_trip = len(order) - len(order) % processes
-    size = per_device * processes
-    parts = [order[start : min(start + size, round_trip)] for start in range(0, round_trip, size)]
-    return parts + ([order[round_trip:]] if round_trip < len(order) else [])
+    longest = [lengths[row] for row in order[: len(order) - len(order) % processes : processes]]  # of each round
+    edges = [rounds * processes for rounds in _cuts(longest, per_device)]
+    parts = [order[start:end] for start, end in itertools.pairwise(edges)]
+    return parts + ([order[edges[-1] :]] if edges[-1] < len(order) else [])
+
+
+def _cuts(lengths: Sequence[int], size: int) -> list[int]:
+    """Where to cut rows of falling length into ceil(len/size) padded rectangles of the least area together.
+
+    None is larger than `size` rows of the longest. By dynamic programming over the number of rectangles.
+
+    Returns:
+        The edges, from 0 to the number of rows.
+    """
+    rows = len(lengths)
+    if not rows:
+        return [0]
+    start, end = np.ogrid[:rows, 1 : rows + 1]
+    area = np.asarray(lengths, dtype=float)[:, None] * (end - start)
+    area[(end <= start) | (area > size * lengths[0])] = np.inf
+    least, before = area[0], []  # of the rows up to each, by so many rectangles
+    for _ in range(-(-rows // size) - 1):
+        total = least[:-1, None] + area[1:]
+        before.append(total.argmin(axis=0) + 1)
+        least = total.min(axis=0)
+    edges = [rows]
+    for edge in reversed(before):
+        edges.insert(0, int(edge[edges[0] - 1]))
+    return [0, *edges]

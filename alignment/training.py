@@ -37,7 +37,7 @@ class Settings:
         batch: rows an optimiser step, over all devices.
         tokens: trained tokens of the whole run.
         steps: optimiser steps.
-        per_device_batch: rows a forward pass, at most; gradients accumulate over the passes of a step.
+        per_device_batch: how many of a step's longest rows a forward pass has room for; gradients accumulate.
         warmup: the share of steps before the peak.
         seed: order and dropout.
         checkpoint_steps: steps between checkpoints.

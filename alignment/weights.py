@@ -60,13 +60,17 @@ def fetch_model(model: str, source: str, downloads: Path, out: Path) -> None:
         _write_random(int(random[1]), int(random[2]), out)
     elif Path(model).is_absolute():
         _copy_folder(Path(model), out)
-    elif repository := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", model):
-        pinned = Repository(repository[1], repository[2], REQUIRED, UNSTATED, ignore=SUBFOLDERS, host="model")
-        sources.fetch(pinned, source, out, OPTIONAL, downloads)
+    elif pinned := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", model):
+        sources.fetch(repository(pinned[1], pinned[2]), source, out, OPTIONAL, downloads)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise Refused(f"model {model!r} is not pinned: write {model}@<revision>, with the commit from its page")
     else:
         raise Refused(f"model {model!r} cannot be understood.\n{FORMS}")
+
+
+def repository(name: str, revision: str, gated: bool = False) -> Repository:
+    """A model's repository, with the files that it must have."""
+    return Repository(name, revision, REQUIRED, UNSTATED, gated=gated, ignore=SUBFOLDERS, host="model")
 
 
 def random_model(layers: int, hidden: int) -> "PreTrainedModel":

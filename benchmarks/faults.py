@@ -63,8 +63,8 @@ class Outcome:
 
 
 def main(
-    each: Annotated[int, typer.Option(help="SIGKILLs that each stage meets in one run", min=0)],
-    rounds: Annotated[int, typer.Option(help="runs of the whole pipeline with so many", min=0)],
+    each: Annotated[int, typer.Option(help="SIGKILLs that a stage meets in one run, at most", min=1)],
+    least: Annotated[int, typer.Option(help="SIGKILLs in all: the pipeline is run until there were so many", min=0)],
     seed: Annotated[int, typer.Option(help="of the moments")],
 ) -> None:
     """Maltreat a clone of this checkout, and print what came of it."""
@@ -75,7 +75,7 @@ def main(
             raise SystemExit(clone.printed())
         clone.remember()
         parts: list[Callable[[], Outcome]] = [
-            lambda: kills(clone, list(clone.whole), each, rounds, seed),
+            lambda: kills(clone, list(clone.whole), each, least, seed),
             lambda: disk(clone, DISKS),
             lambda: memory(clone),
             lambda: two_repros(clone, ["sft", "safety@base"]),
@@ -92,20 +92,20 @@ def main(
         raise SystemExit("\n".join(["", *wrong]))
 
 
-def kills(clone: Clone, stages: Sequence[str], each: int, rounds: int, seed: int) -> Outcome:
+def kills(clone: Clone, stages: Sequence[str], each: int, least: int, seed: int) -> Outcome:
     """SIGKILL at random moments, several in one run: the stage, DVC, or both at once; then DVC once more.
 
     Args:
         clone: with results.
         stages: what is run and killed.
-        each: how many kills a stage meets in one run before it is let through.
-        rounds: how many runs from the beginning, each killed until it ends.
+        each: how many kills a stage meets in one run, at most, before it is let through.
+        least: how many kills in all: there are runs from the beginning, each killed until it ends, until then.
         seed: of the moments and of whom they meet.
     """
     draw, outcome, hit, met = random.Random(seed), Outcome("kills"), Counter[str](), Counter[str]()
     usual = _undisturbed(clone, stages, outcome)
     longest, cured = 0.0, 0
-    for _ in range(rounds):
+    while outcome.tried < least and not outcome.wrong:
         clone.forget(stages)
         left = dict.fromkeys(stages, each)
         pending = failures = 0
@@ -318,13 +318,14 @@ def memory(clone: Clone) -> Outcome:
         outcome.remarks = "skipped: only Linux says how much memory a process has had"
         return outcome
     with tempfile.TemporaryDirectory(prefix="memory-") as scratch:
+        folder = Path(scratch)
+        given = {"models/base": folder / "base"}
+        fetch = [sys.executable, "-m", "stages.fetch", "model", WIDE, str(folder / "base"), "--source=mini"]
+        subprocess.run(
+            [*fetch, f"--downloads={scratch}"], cwd=clone.folder, env=ENVIRONMENT, capture_output=True, check=True
+        )
         for stage, (option, value, step) in MEMORY.items():
-            folder, base = Path(scratch), Path(scratch) / stage
-            fetch = [sys.executable, "-m", "stages.fetch", "model", WIDE, str(base), "--source=mini"]
-            subprocess.run(
-                [*fetch, f"--downloads={scratch}"], cwd=clone.folder, env=ENVIRONMENT, capture_output=True, check=True
-            )
-            enough, less = (Limited(clone, stage, base, folder / f"{stage}-{name}") for name in ("enough", "less"))
+            enough, less = (Limited(clone, stage, given, folder / f"{stage}-{name}") for name in ("enough", "less"))
             enough.run(option, value)
             for missing in range(step, 10 * step, step):
                 code = less.run(option, value, enough.peak - missing)
@@ -334,6 +335,7 @@ def memory(clone: Clone) -> Outcome:
             found = less.wrong(code, enough)
             outcome.wrong += [f"{stage}: {text}" for text in found]
             outcome.recovered += not found
+            given |= {name: enough.folder / name for name in clone.whole[stage] if name.startswith("models/")}
             said.append(f"{stage} with {missing / 2**20:.0f} of {enough.peak / 2**20:.0f} MiB missing: {less.said()}")
     outcome.remarks = "; ".join(said)
     return outcome
@@ -341,20 +343,29 @@ def memory(clone: Clone) -> Outcome:
 
 WIDE = "random:2x256"  # wide enough for its activations to count
 # An option with a value that needs much memory, and how many bytes are missing: as many again until that is noticed.
-MEMORY = {"eval@base": ("token_budget", 1 << 20, 4 << 20), "sft": ("per_device_batch", 12, 128 << 20)}
+# Safety scores with the same engine, and the miniature's sentences need less than its imports.
+MEMORY = {
+    "eval@base": ("token_budget", 1 << 20, 4 << 20),
+    "sft": ("per_device_batch", 12, 128 << 20),
+    "dpo": ("per_device_batch", 12, 128 << 20),
+}
 SHORT = "out of memory with"
 # How each refuses: scoring splits down to one row, where that does not fit either.
-NAMED = {"eval@base": ("does not fit in memory", "lower `eval.answer_tokens`"), "sft": ("lower `per_device_batch`",)}
+NAMED = {
+    "eval@base": ("does not fit in memory", "lower `eval.answer_tokens`"),
+    "sft": ("lower `per_device_batch`",),
+    "dpo": ("lower `per_device_batch`",),
+}
 
 
 @dataclass
 class Limited:
-    """A stage on another base model, in a folder of its own, with a limit to its addresses.
+    """A stage on another model, in a folder of its own, with a limit to its addresses.
 
     Attributes:
         clone: whose stage it is.
         stage: its name.
-        base: the model.
+        given: what it reads in place of the clone's own: the model, and adapters on it.
         folder: for what it writes.
         peak: bytes of addresses that its last run had.
         printed: what that said.
@@ -362,7 +373,7 @@ class Limited:
 
     clone: Clone
     stage: str
-    base: Path
+    given: dict[str, Path]
     folder: Path
     peak: int = 0
     printed: str = ""
@@ -373,7 +384,7 @@ class Limited:
         state = str(self.folder / "state")
         words = shlex.split(self.clone.commands[self.stage].replace('"$(dvc cache dir)/../state"', state))[1:]
         words[words.index(f"--{option}") + 1] = str(value)
-        words = [str(self.base) if word == "models/base" else word for word in words]
+        words = [str(self.given.get(word, word)) for word in words]
         words = [str(self.folder / word) if word in self.clone.sizes and not word.startswith("data/raw")
                  and not word.startswith("data/sampled") else word for word in words]  # fmt: skip
         with tempfile.TemporaryFile("w+") as printed:

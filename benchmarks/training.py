@@ -40,7 +40,7 @@ def main(
     device: speed.Device,
     steps: Annotated[int, typer.Option(help="optimiser steps", min=1)],
     batch: Annotated[int, typer.Option(help="rows an optimiser step, of both", min=1)],
-    per_device_batch: Annotated[int, typer.Option(help="rows a forward pass, of ours", min=1)],
+    per_device_batch: Annotated[int, typer.Option(help="long rows a forward pass, of ours", min=1)],
     max_tokens: Annotated[int, typer.Option(help="longer rows are left out", min=1)],
     token_budget: Annotated[int, typer.Option(help="tokens a forward pass of our reference", min=1)],
     pairs: Annotated[int, typer.Option(help="interleaved runs of each", min=1)],

@@ -56,7 +56,7 @@ def main(
     warmup: Annotated[float, typer.Option(help="share of steps before the peak", min=0, max=1)],
     checkpoint_steps: Annotated[int, typer.Option(help="steps between checkpoints", min=1)],
     gradient_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")],
-    per_device_batch: Annotated[int, typer.Option(help="comparisons a forward pass, at most", min=1)],
+    per_device_batch: Annotated[int, typer.Option(help="long comparisons a forward pass has room for", min=1)],
     token_budget: Annotated[int, typer.Option(help="tokens a forward pass of the reference, padding included", min=1)],
     template: Annotated[Template, typer.Option(help="the chat template")],
     seed: Annotated[int, typer.Option(help="the order of rows")],

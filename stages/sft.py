@@ -37,7 +37,7 @@ def main(
     dropout: Annotated[float, typer.Option(help="LoRA dropout", min=0, max=1)],
     checkpoint_steps: Annotated[int, typer.Option(help="steps between checkpoints", min=1)],
     gradient_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")],
-    per_device_batch: Annotated[int, typer.Option(help="rows a forward pass, at most", min=1)],
+    per_device_batch: Annotated[int, typer.Option(help="long rows a forward pass has room for", min=1)],
     template: Annotated[Template, typer.Option(help="the chat template")],
     seed: Annotated[int, typer.Option(help="initialisation, order and dropout")],
     dtype: Annotated[Dtype, typer.Option(help="precision")],

@@ -19,11 +19,10 @@ def maltreated(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.mark.slow
 def test_killed_again_and_again_dvc_ends_with_the_undisturbed_bytes(maltreated: Clone) -> None:
-    outcome = faults.kills(
-        maltreated, ["fetch-safety", "sample@demonstrations", "safety@base"], each=2, rounds=1, seed=0
-    )
+    stages = ["fetch-safety", "sample@demonstrations", "safety@base"]
+    outcome = faults.kills(maltreated, stages, each=2, least=3, seed=0)
     assert outcome.wrong == []
-    assert 3 <= outcome.tried == outcome.recovered <= 6  # a stage may end before its moment
+    assert outcome.tried == outcome.recovered >= 3
 
 
 @pytest.mark.slow

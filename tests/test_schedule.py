@@ -1,5 +1,8 @@
 """The plan of a run: what a pass, a step and a forward pass are made of, whatever the rows, the budget and the seed."""
 
+import itertools
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -154,17 +157,32 @@ def test_forward_passes_take_every_row_of_a_step_once(case: tuple[list[int], lis
 
 
 @given(dealt())
-def test_no_process_has_more_rows_than_a_forward_pass_takes_nor_more_than_another(
+def test_no_process_has_more_rows_than_another_nor_a_larger_pass_than_there_is_room_for(
     case: tuple[list[int], list[int], int, int],
 ) -> None:
     step, lengths, per_device, processes = case
     parts = schedule.forward_passes(step, lengths, per_device, processes)
     for number, part in enumerate(parts, start=1):
         counts = [len(part[rank::processes]) for rank in range(processes)]
-        assert max(counts) <= per_device
+        assert lengths[part[0]] * max(counts) <= lengths[parts[0][0]] * per_device
         assert len(set(counts)) == 1 or (number == len(parts) and max(counts) == 1)
     whole, left = divmod(len(step), processes)
-    assert len(parts) == -(-whole // per_device) + bool(left)  # as few as that allows
+    assert len(parts) == -(-whole // per_device) + bool(left)  # as few as if all rows were as long as the longest
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=9), st.integers(1, 5))
+def test_no_other_cuts_leave_less_padding(lengths: list[int], per_device: int) -> None:
+    parts = schedule.forward_passes(range(len(lengths)), lengths, per_device, 1)
+
+    def size(cut: Sequence[list[int]]) -> int:
+        return sum(max(lengths[row] for row in part) * len(part) for part in cut)
+
+    order = flat(parts)
+    ways = [
+        [order[start:end] for start, end in itertools.pairwise((0, *inner, len(order)))]
+        for inner in itertools.combinations(range(1, len(order)), len(parts) - 1)
+    ]
+    assert size(parts) == min(size(way) for way in ways if all(size([p]) <= per_device * max(lengths) for p in way))
 
 
 @given(dealt())

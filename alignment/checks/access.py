@@ -68,7 +68,7 @@ def model(params: Params) -> list[Finding]:
         if not Path(name).is_dir():
             return [failure("model", f"there is no folder {name}", "correct `model`: a folder, or owner/name@<commit>")]
         try:
-            sources.listed(_weights(name, "as it is"), Path(name))
+            sources.listed(weights.repository(name, "as it is"), Path(name))
         except Refused as refusal:
             way = "complete it, or correct `model`; weights are read from safetensors alone"
             return [failure("model", str(refusal).splitlines()[0], way)]
@@ -86,17 +86,11 @@ def repositories(params: Params) -> list[Repository]:
     found = []
     if match := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", params["model"]):
         gated = match[1].startswith("meta-llama/")  # no pin says so
-        found.append(_weights(match[1], match[2], gated))
+        found.append(weights.repository(match[1], match[2], gated))
     names = dict.fromkeys((params["data"], params["preferences"]))
     found += [repository for name in names if (repository := corpora.load(name).SOURCE)]
     found += [*pins.BENCHMARKS.values(), *pins.more(params["more_benchmarks"]).values()]
     return found + ([pins.SAFETY] if params["sentences"] == "safenlp" else [])
-
-
-def _weights(name: str, revision: str, gated: bool = False) -> Repository:
-    """A model's repository, with the files that `fetch` needs."""
-    ignored = weights.SUBFOLDERS
-    return Repository(name, revision, weights.REQUIRED, pins.UNSTATED, gated=gated, ignore=ignored, host="model")
 
 
 def _in_folder(wanted: list[Repository], root: Path) -> tuple[list[Finding], dict[str, int]]:
