@@ -201,9 +201,19 @@ def lineage(adapter: Path) -> dict[str, Any]:
 
 
 def save_adapter(model: "PeftModel", chat_tokenizer: Any, base: Path, out: Path, made_from: dict[str, Any]) -> None:
-    """Write the adapter `default` with its tokenizer and lineage, and nothing that varies from run to run."""
+    """Write the adapter `default` with its tokenizer and lineage, and nothing that varies from run to run.
+
+    Every process must call it, since FSDP has dealt the weights to them; the first one writes.
+    """
+    from torch import distributed
+    from torch.distributed.tensor import DTensor
+
+    weights = {name: part for name, part in model.state_dict().items() if "lora_" in name}
+    weights = {name: part.full_tensor() if isinstance(part, DTensor) else part for name, part in weights.items()}
+    if distributed.is_initialized() and distributed.get_rank():
+        return
     with files.whole(out) as partial:
-        model.save_pretrained(str(partial), selected_adapters=["default"])
+        model.save_pretrained(str(partial), selected_adapters=["default"], state_dict=weights)
         chat_tokenizer.save_pretrained(str(partial))
         (partial / "README.md").unlink(missing_ok=True)
         config = files.read_json(partial / "adapter_config.json")

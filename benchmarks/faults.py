@@ -129,7 +129,7 @@ def kills(clone: Clone, stages: Sequence[str], each: int, least: int, seed: int)
     whom = ", ".join(f"{name} {met[name]}" for name in TARGETS)
     outcome.remarks = (
         f"killed: {whom}; at work: {by}; the last process ended at most {longest:.1f} s later; "
-        f"{cured} locks that `make doctor` had to name"
+        f"{cured} files of DVC's that `make doctor` had to name"
     )
     return outcome
 
@@ -198,11 +198,12 @@ def _ended(clone: Clone) -> tuple[float, list[str]]:
 
 
 def _cured(clone: Clone) -> int:
-    """Do what `make doctor` says of locks that the next DVC would stop at; how many there were."""
-    tmp = clone.folder / ".dvc" / "tmp"
-    failures = [one for one in checkout.locks(tmp) if one.level is Level.failure]
-    for failure in failures:
-        subprocess.run(shlex.split(failure.next.partition(",")[0]), check=True)
+    """Do what `make doctor` says of what the next DVC would stop at; how often there was something."""
+    with contextlib.chdir(clone.folder):
+        found = [*checkout.recorded(), *checkout.locks(Path(".dvc/tmp"))]
+        failures = [one for one in found if one.level is Level.failure]
+        for failure in failures:
+            subprocess.run(shlex.split(failure.next.partition(",")[0]), check=True)
     return len(failures)
 
 

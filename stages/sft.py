@@ -72,10 +72,10 @@ def main(
     training.check(trainer, chat, len(rows))
     training.run(trainer, CURVES)
     after = heldout_loss(trainer.model.eval(), held_rows)
+    models.save_adapter(trainer.model, chat.tokenizer, base, out, made_from)
     if not world.is_main_process:
         return
 
-    models.save_adapter(trainer.model, chat.tokenizer, base, out, made_from)
     training.write_curve(curve, trainer.state.log_history, CURVES)
     files.write_json(
         metrics,

@@ -22,13 +22,13 @@ def params(path: str) -> Params:
 
 
 TINY = params("presets/tiny.yaml")
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
 def several(processes: int) -> list[str]:
     """What starts so many; on a machine without GPUs over gloo, where `--cpu` would start one."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [*launch, "--main_process_port", "0"]
+    launch = [*LAUNCH, "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
+    return [*launch, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
 
 def fetch_all(folder: Path) -> None:

@@ -531,6 +531,33 @@ def test_a_lock_of_a_dead_dvc_is_told_from_one_at_work(tmp_path: Path, monkeypat
     assert checkout.locks(tmp_path) == []
 
 
+def test_a_dvc_lock_that_a_killed_dvc_left_is_named_wherever_dvc_stops_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    monkeypatch.chdir(tmp_path)
+    Repo.init(no_scm=True).close()
+    (tmp_path / "dvc.yaml").write_text("stages:\n  one: {cmd: x, outs: [a]}\n  two: {cmd: y, deps: [a], outs: [b]}\n")
+    assert checkout.recorded() == []
+    out = {"path": "a", "hash": "md5", "md5": "0" * 32, "size": 2}
+    stages = {"one": {"cmd": "x", "outs": [out]}, "two": {"cmd": "y", "deps": [out], "outs": [{**out, "path": "b"}]}}
+    whole = yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False).encode()
+    stopped = 0
+    for length in range(len(whole) + 1):
+        (tmp_path / "dvc.lock").write_bytes(whole[:length])
+        found = [finding.next for finding in checkout.recorded()]
+        try:
+            with Repo() as repo:
+                assert len(repo.index.stages) == 2
+            assert found == [], length
+        except DvcException:
+            assert len(found) == 1 and found[0].startswith("git checkout -- dvc.lock, "), length
+            stopped += 1
+    assert stopped > len(whole) / 4, "the empty file is one of them"
+
+
 def test_dvc_says_what_the_repository_lacks(repository: Path) -> None:
     assert checkout.repo() is None and checkout.dvc(None)[0].level is Level.failure
     run(sys.executable, "-m", "dvc", "init", "--quiet", folder=repository)

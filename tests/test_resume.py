@@ -455,6 +455,24 @@ def test_several_processes_train_what_one_trains_and_the_same_bytes_every_time(
         list(pool.map(lambda job: job[0](job[1]), jobs))
 
 
+@pytest.mark.parametrize("stage", OUTPUTS)
+def test_under_fsdp_a_run_trains_what_one_process_trains_goes_on_and_has_the_same_bytes_every_time(
+    stage: str, run: Callable[..., Run]
+) -> None:
+    uneven = {"batch": 5, "per_device_batch": 2, "dropout": 0.0}
+    one, many, again = (run(f"fsdp {stage} {name}", stage, epochs=4, **uneven) for name in ("one", "many", "again"))
+    config = ["--config_file", str(pipeline.ROOT / "launch/fsdp.yaml")]
+    many.launch = again.launch = [*pipeline.LAUNCH, *config, str(pipeline.ROOT / "tests/fsdp.py")]
+    _same_training(one, many, stage)
+    _stopped(again, signal.SIGTERM, *PARENT)
+    assert list(again.folder.glob("state/*/checkpoint-*/pytorch_model_fsdp.bin")), "FSDP's own, so it is FSDP"
+    last = again.last()
+    again.end()
+    assert again.resumed() == last
+    assert again.left() == set()
+    assert again.written() == many.written()
+
+
 def _same_training(one: Run, many: Run, stage: str) -> None:
     """Run both to their ends: losses, figures and gradients agree, though sums are taken in another order."""
     # Adam hides a gradient of the wrong size, but not its norm, which is printed with four digits.

@@ -113,7 +113,7 @@ def dvc(study: Any) -> list[Finding]:
         found.append(ok("dvc", f"files of the cache come into the workspace by {first}"))
     if remote := study.config["core"].get("remote"):
         found.append(ok("dvc", f"default remote {remote}"))
-    return found + (locks(Path(study.tmp_dir)) or [ok("dvc", "no lock is held")])
+    return found + recorded() + (locks(Path(study.tmp_dir)) or [ok("dvc", "no lock is held")])
 
 
 def link(study: Any) -> str:
@@ -131,6 +131,23 @@ def link_types(study: Any) -> list[str]:
     kinds = ["reflink", "hardlink", "symlink"]
     # DVC's own test: it makes two small files and removes them.
     return [*generic.test_links(kinds, cache.fs, cache.path, local, str(Path.cwd() / ".dvc" / "tmp" / "x")), "copy"]
+
+
+def recorded() -> list[Finding]:
+    """What is wrong with dvc.lock: DVC writes it in place, so one that was killed may leave it empty or cut short."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
+    from voluptuous import Invalid
+    from yaml import YAMLError, safe_load
+
+    path = Path("dvc.lock")
+    try:
+        if path.is_file():
+            COMPILED_LOCKFILE_SCHEMA(safe_load(path.read_bytes()))
+    except (Invalid, YAMLError):
+        text = f"{path} is empty, cut short or damaged, and DVC stops at it"
+        way = f"git checkout -- {path}, and `dvc repro`: what ran since comes from the run cache"
+        return [failure("dvc", text, way)]
+    return []
 
 
 def locks(tmp: Path) -> list[Finding]:
