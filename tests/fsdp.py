@@ -10,8 +10,6 @@ from typing import Any
 from accelerate import PartialState, state
 from accelerate.utils import DistributedType
 
-SEVERAL = {DistributedType.MULTI_CPU: DistributedType.MULTI_GPU}
-
 
 def main() -> None:
     """Run the module that the first word names with the other words."""
@@ -20,7 +18,8 @@ def main() -> None:
     def as_on_gpus(self: state.AcceleratorState, *words: Any, **options: Any) -> None:
         if not state.AcceleratorState._shared_state:
             found = PartialState(cpu=True)
-            found.distributed_type = SEVERAL.get(found.distributed_type, found.distributed_type)
+            if found.distributed_type is DistributedType.MULTI_CPU:
+                found.distributed_type = DistributedType.MULTI_GPU
         init(self, *words, **options)
 
     state.AcceleratorState.__init__ = as_on_gpus  # type: ignore[method-assign]
