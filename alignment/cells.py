@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 
 from alignment import tables
+from alignment.comparison import AVERAGE, Comparison, Contrast
 from alignment.family import Family
 from alignment.parts import Cell
 from alignment.tables import TITLES
-from alignment.variants import AVERAGE, Comparison, Contrast
 
 FLAGS = {  # of `eval`: what the page says once, and what stands beside each figure
     "constant": ("one constant answer, so the score says nothing", "constant answer"),

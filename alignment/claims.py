@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alignment import contrasts
+from alignment.comparison import AVERAGE, Comparison, Contrast
 from alignment.contrasts import Uneven
 from alignment.stats import LEVEL
-from alignment.variants import AVERAGE, Comparison, Contrast
 
 POINT = 0.01  # the margin: of a share, 1 point; of an area, 0.01
 ROUNDING = 0.02  # in the published tables' units: by so much may a figure of the same model differ

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from alignment import figures, safety, tables
+from alignment.comparison import AVERAGE, Comparison
 from alignment.revisions import Checkpoint
 from alignment.stats import Estimate
-from alignment.variants import AVERAGE, Comparison, Variant
+from alignment.variants import Variant
 
 HERE = Path(__file__).parent
 STRETCHES = 60  # of a training curve; each is drawn as its mean, so that a long run is no thicker than a short one

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alignment import contrasts
+from alignment.comparison import Comparison, Contrast
 from alignment.stats import LEVEL
-from alignment.variants import Comparison, Contrast
 
 Key = tuple[str, str]  # the name of a difference, such as its variant, and the measure
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from alignment import cells, claims, drawings, provenance, safety, tables
+from alignment.comparison import AVERAGE, Comparison
 from alignment.contrasts import Uneven
 from alignment.family import Family
 from alignment.parts import Answer, Cell, Figure, Part, Points, Prompt, Section, Table
 from alignment.tables import TITLES
-from alignment.variants import AVERAGE, Comparison, Variant
+from alignment.variants import Variant
 
 HOUSE = Path(__file__).parents[1]
 QUESTION = "What does a dataset do to a model's alignment?"

@@ -6,10 +6,10 @@ In: a comparison of variants. Out: rows of tables.
 from collections.abc import Iterator
 
 from alignment import corpora, pins
+from alignment.comparison import Comparison
 from alignment.pins import UNSTATED, Repository
 from alignment.revisions import Revision
 from alignment.tables import TITLES
-from alignment.variants import Comparison
 
 SENTENCES = "safenlp"  # the sentences that have a pin
 

@@ -14,9 +14,10 @@ import yaml
 
 from alignment import cells, page, tables
 from alignment.command import Refused
+from alignment.comparison import Comparison
 from alignment.family import Family, Gate, Key
 from alignment.revisions import CHECKPOINTS, ROLES, Revision
-from alignment.variants import Comparison, Variant
+from alignment.variants import Variant
 
 ONE_RUN = (
     "**One run on each side**: *real* says that these checkpoints differ on such items; that the change would do it "

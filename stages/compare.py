@@ -12,9 +12,9 @@ import typer
 
 from alignment import command, files, page, provenance, tables, variants, webpage
 from alignment.command import Refused
+from alignment.comparison import Comparison
 from alignment.parts import Figure, Part, Points, Prompt, Section, Table
 from alignment.revisions import Revision
-from alignment.variants import Comparison
 
 FIRST = 3  # sections that are printed too
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from alignment import contrasts, resampling, stats, variants
+from alignment import contrasts, resampling, stats
+from alignment.comparison import Comparison, Contrast, mean
 from alignment.contrasts import Seeds
 from alignment.family import Family, Gate, Key
 from alignment.revisions import Checkpoint
 from alignment.stats import Estimate, Floats, Statistic
-from alignment.variants import Comparison, Variant
+from alignment.variants import Variant
 
 FALSE_ALARM = 1e-3  # of a law that holds, at both ends together
 GROUPS = (0.9, 0.6, 0.5, 0.5)  # the shares of rows that are about each group; they overlap
@@ -266,12 +267,12 @@ def grid(generator: np.random.Generator, names: Sequence[str], runs: int, items:
         found = {}
         for task, own in ease.items():
             noise = generator.normal(scale=0.3, size=items) + drawn * generator.normal()
-            found[task] = variants.mean(own + noise)
+            found[task] = mean(own + noise)
         values = (ease["piqa"] + generator.normal(scale=0.3, size=items))[text]
         for group, members in groups.items():
-            mean = float(values[members].mean())
-            influence = np.where(members, (values - mean) / members.sum(), 0.0)
-            found[f"auc_len.{group}"] = Statistic(mean + drawn * generator.normal(), influence, members)
+            average = float(values[members].mean())
+            influence = np.where(members, (values - average) / members.sum(), 0.0)
+            found[f"auc_len.{group}"] = Statistic(average + drawn * generator.normal(), influence, members)
         return found
 
     seeds = tuple(Checkpoint(None, "sft") for _ in range(runs))
@@ -338,7 +339,7 @@ def test_alike_variants_are_uneven_over_groups_at_most_at_5_percent(repeated: Re
 
 
 def test_a_planted_difference_of_variants_is_found_as_often_as_the_formula_says(repeated: Repeated) -> None:
-    found: list[variants.Contrast] = []
+    found: list[Contrast] = []
 
     def happens(generator: np.random.Generator) -> bool:
         contrast = grid(generator, ["a", "b", "c", "d"], 3, 200, 0.1).contrast({"a": 1.0, "b": -1.0}, "piqa")

@@ -9,9 +9,9 @@ import pytest
 
 from alignment import claims, contrasts, page, variants
 from alignment.claims import Claim
+from alignment.comparison import AVERAGE, Comparison, Contrast
 from alignment.contrasts import Uneven
 from alignment.revisions import Revision
-from alignment.variants import AVERAGE, Comparison, Contrast
 from stages import compare as script
 
 ROOT = Path(__file__).parents[1]

@@ -7,9 +7,9 @@ import planted
 import pytest
 
 from alignment import corpora, page, pins, variants
+from alignment.comparison import Comparison
 from alignment.parts import Figure, Points, Prompt, Section, Table
 from alignment.revisions import Revision
-from alignment.variants import Comparison
 from stages import compare as script
 
 PLANTED = {"sft": {"truthfulqa_mc2": 0.6}, "dpo": {"safety": 0.6}}

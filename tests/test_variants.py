@@ -11,8 +11,8 @@ from scipy import stats as reference
 
 from alignment import safety, variants
 from alignment.command import Refused
+from alignment.comparison import AVERAGE, CAPABILITY, Comparison
 from alignment.revisions import Revision
-from alignment.variants import AVERAGE, CAPABILITY, Comparison
 
 Plant = Callable[..., Revision]
 

@@ -17,8 +17,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from alignment import page, variants, webpage
+from alignment.comparison import Comparison
 from alignment.parts import Cell, Figure, Section, Table
-from alignment.variants import Comparison
 from stages import compare as script
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
