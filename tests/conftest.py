@@ -3,11 +3,14 @@
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import clones
 import pytest
-from hypothesis import HealthCheck, configuration, settings
+from hypothesis import HealthCheck, configuration, settings, statistics
 
 from alignment import weights
 
@@ -22,6 +25,28 @@ settings.register_profile("default", max_examples=500, derandomize=True, **COMMO
 settings.register_profile("soak", max_examples=10_000, derandomize=False, print_blob=True, **COMMON)
 settings.load_profile("default")
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # its notes on our constants
+
+tried: Counter[str] = Counter()  # inputs that Hypothesis tried, by how they ended
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # within Hypothesis' own, which counts for itself
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    """Count the inputs of every law, those within a test too, which Hypothesis' statistics leave out."""
+
+    def note(found: dict[str, Any]) -> None:
+        for name, phase in found.items():
+            if name.endswith("-phase"):
+                tried.update(case["status"] for case in phase["test-cases"])
+
+    with statistics.collector.with_value(note):
+        return (yield)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many there were."""
+    if tried:
+        told = ", ".join(f"{status} {count:,}" for status, count in sorted(tried.items()))
+        terminalreporter.write_line(f"inputs that Hypothesis tried here: {tried.total():,} ({told})")
 
 
 @pytest.fixture(scope="session")
