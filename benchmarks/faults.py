@@ -275,7 +275,7 @@ def disk(clone: Clone, places: Sequence[tuple[str, str]]) -> Outcome:
                 outcome.recovered += 1
             else:
                 outcome.wrong.append(f"{where} did not go on when there was room: {_tail(clone.printed())}")
-            outcome.remarks += f"{stage} in {place}: {cured} locks; " if cured else ""
+            outcome.remarks += f"{stage} in {place}: {cured} files of DVC's; " if cured else ""
     outcome.remarks += "; ".join(f"refused by {who} {count}" for who, count in said.items())
     return outcome
 

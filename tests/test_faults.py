@@ -22,7 +22,7 @@ def test_killed_again_and_again_dvc_ends_with_the_undisturbed_bytes(maltreated: 
     stages = ["fetch-safety", "sample@demonstrations", "safety@base"]
     outcome = faults.kills(maltreated, stages, each=2, least=3, seed=0)
     assert outcome.wrong == []
-    assert outcome.tried == outcome.recovered >= 3
+    assert 3 <= outcome.tried == outcome.recovered <= 2 + 6  # 6 a run, fewer where a stage ends before its moment
 
 
 @pytest.mark.slow
