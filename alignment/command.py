@@ -6,6 +6,7 @@ one message with exit code 1, works without the network, and ends with the proce
 
 import ctypes
 import io
+import math
 import os
 import signal
 import sys
@@ -16,11 +17,61 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import typer
+from typer.core import TyperCommand
+
+SEEDS = 2**32 - 1  # NumPy takes no larger one
+# DVC writes a key of params.yaml as it stands there (`--max_length`); Typer's flags have dashes.
+FLAGS = {"token_normalize_func": lambda name: name.replace("_", "-")}
 RESTORE = "git checkout -- params.yaml dvc.lock metrics && dvc checkout"
 
 
 class Refused(Exception):
     """An input that cannot be used. The message names the thing, the place and the way out."""
+
+
+class Command(TyperCommand):
+    """A stage's command line: an option has one value unless it is a list, and a number is one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of a command line; Typer alone takes the last of several values, and NaN for a number."""
+        given, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        option: Any
+        for option in order:
+            if order.count(option) > 1 and not option.multiple:
+                said = f"given {order.count(option)} times, wanted one value, not a list"
+                raise typer.BadParameter(said, ctx, option)
+            if option.type_descriptor.annotation is float and not _number(given[option.name]):
+                raise typer.BadParameter(f"found {given[option.name]!r}, wanted a number", ctx, option)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            said = error.message.removeprefix("Value error, ")
+            value = given.get(error.param.name) if error.param else None
+            error.message = f"found {value!r}: {said}" if isinstance(value, str) and repr(value) not in said else said
+            raise
+
+
+def _number(word: str) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
+
+
+def above_zero(value: float) -> float:
+    """Have an option refuse 0, which a bound of Typer's allows."""
+    if value <= 0:
+        raise typer.BadParameter("wanted more than 0")
+    return value
+
+
+def parser(*mains: Callable[..., Any]) -> Any:
+    """What reads the command line of `mains`: one is the command itself, several are its subcommands."""
+    app = typer.Typer(context_settings=FLAGS, add_completion=False, pretty_exceptions_enable=False)
+    for main in mains:
+        app.command(cls=Command, context_settings=FLAGS)(main)
+    return typer.main.get_command(app)
 
 
 def go_offline() -> None:
@@ -37,13 +88,6 @@ def run(*mains: Callable[..., Any], offline: bool = True, stage: bool = True) ->
         offline: whether the hub's clients are kept off the network, for every stage but `fetch`.
         stage: whether DVC runs it and has deleted its last result, so that a refusal says what brings that back.
     """
-    import typer
-
-    # DVC writes a key of params.yaml as it stands there (`--max_length`); Typer's flags have dashes.
-    flags = {"token_normalize_func": lambda name: name.replace("_", "-")}
-    app = typer.Typer(context_settings=flags, add_completion=False, pretty_exceptions_enable=False)
-    for main in mains:
-        app.command(context_settings=flags)(main)
     if isinstance(sys.stdout, io.TextIOWrapper):  # in a file or a pipe too, messages come as they are said
         sys.stdout.reconfigure(line_buffering=True)
     if offline:
@@ -56,7 +100,7 @@ def run(*mains: Callable[..., Any], offline: bool = True, stage: bool = True) ->
     _keep_pages()
     end_with_parent()
     try:
-        app()
+        parser(*mains)()
     except Refused as refusal:
         back = f"\n\nto go back to the last result: {RESTORE}" if stage else ""
         print(f"\nerror: {refusal}{back}", file=sys.stderr)

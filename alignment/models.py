@@ -20,6 +20,13 @@ LINEAGE = "lineage.json"
 BITSANDBYTES = "bitsandbytes==0.50.2"  # no dependency: it would slow every start down
 
 
+class Device(StrEnum):
+    """Where models are computed."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Dtype(StrEnum):
     """The precision of weights and of arithmetic."""
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from alignment.command import Refused
 
+LARGEST = 10_000  # rows of a step: dealing it to forward passes takes memory by their square, here a gigabyte
+
 
 class Budget(StrEnum):
     """What says how long training is: passes over the rows, or trained tokens, the same for every dataset."""

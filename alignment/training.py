@@ -73,9 +73,15 @@ class Settings:
             trained: how many tokens of each row are trained.
 
         Raises:
-            Refused: as `schedule.by_tokens`.
+            Refused: a step would hold too many rows; or as `schedule.by_tokens`.
         """
-        if self.budget is Budget.epochs:
+        by_epochs = self.budget is Budget.epochs
+        rows = min(self.batch, len(names)) if by_epochs else self.tokens * len(names) // sum(trained) // self.steps
+        if rows > schedule.LARGEST:
+            way = "lower `batch`" if by_epochs else "lower `tokens` or raise `steps`"
+            said = f"an optimiser step would hold about {rows:,} rows, more than {schedule.LARGEST:,}"
+            raise Refused(f"{said}; {way} in params.yaml")
+        if by_epochs:
             steps = schedule.by_epochs(len(names), self.epochs, self.batch, self.seed)
         else:
             steps = schedule.by_tokens(trained, self.tokens, self.steps, self.seed)

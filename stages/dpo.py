@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from alignment import command, files, likelihood, models, planned, stats, training
 from alignment.chat import Chat, Template
-from alignment.command import Refused
-from alignment.models import Dtype, Quantization
+from alignment.command import SEEDS, Refused
+from alignment.models import Device, Dtype, Quantization
 from alignment.schedule import Budget, Plan
 
 CURVES = {
@@ -45,7 +45,9 @@ def main(
     out: Annotated[Path, typer.Argument(help="the adapter's folder")],
     metrics: Annotated[Path, typer.Argument(help="metrics, as JSON")],
     curve: Annotated[Path, typer.Argument(help="loss, rewards and log-probabilities by step, as CSV")],
-    beta: Annotated[float, typer.Option(help="how strongly the policy is held to its reference", min=0)],
+    beta: Annotated[
+        float, typer.Option(help="how strongly the policy is held to its reference", callback=command.above_zero)
+    ],
     loss: Annotated[Loss, typer.Option(help="the loss")],
     learning_rate: Annotated[float, typer.Option(help="peak learning rate", min=0)],
     budget: Annotated[Budget, typer.Option(help="what says how long training is")],
@@ -59,9 +61,9 @@ def main(
     per_device_batch: Annotated[int, typer.Option(help="long comparisons a forward pass has room for", min=1)],
     token_budget: Annotated[int, typer.Option(help="tokens a forward pass of the reference, padding included", min=1)],
     template: Annotated[Template, typer.Option(help="the chat template")],
-    seed: Annotated[int, typer.Option(help="the order of rows")],
+    seed: Annotated[int, typer.Option(help="the order of rows", min=0, max=SEEDS)],
     dtype: Annotated[Dtype, typer.Option(help="precision")],
-    device: Annotated[str, typer.Option(help="cpu or cuda")],
+    device: Annotated[Device, typer.Option(help="where it is computed")],
     quantization: Annotated[Quantization, typer.Option(help="of the base's weights while training")],
     state: Annotated[Path, typer.Option(help="folder for checkpoints, outside the outputs")],
 ) -> None:

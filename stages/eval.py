@@ -13,7 +13,8 @@ import typer
 
 from alignment import command, evaluation, files, likelihood, models
 from alignment.chat import Chat, Template
-from alignment.models import Dtype
+from alignment.command import SEEDS
+from alignment.models import Device, Dtype
 
 
 def main(
@@ -27,9 +28,9 @@ def main(
     token_budget: Annotated[int, typer.Option(help="tokens a forward pass, padding included", min=1)],
     answer_tokens: Annotated[int, typer.Option(help="tokens of an answer, at most", min=1)],
     template: Annotated[Template, typer.Option(help="the chat template, for the answers only")],
-    item_seed: Annotated[int, typer.Option(help="which items are scored")],
+    item_seed: Annotated[int, typer.Option(help="which items are scored", min=0, max=SEEDS)],
     dtype: Annotated[Dtype, typer.Option(help="precision")],
-    device: Annotated[str, typer.Option(help="cpu or cuda")],
+    device: Annotated[Device, typer.Option(help="where it is computed")],
     state: Annotated[Path, typer.Option(help="folder for tasks scored so far, outside the outputs")],
 ) -> None:
     """Score a checkpoint on the benchmarks."""

@@ -11,7 +11,8 @@ import typer
 
 from alignment import command, files, likelihood, models, perplexity, safety, sentences
 from alignment.chat import Text
-from alignment.models import Dtype
+from alignment.command import SEEDS
+from alignment.models import Device, Dtype
 
 
 def main(
@@ -21,10 +22,10 @@ def main(
     out: Annotated[Path, typer.Argument(help="one row a sentence, as Parquet")],
     metrics: Annotated[Path, typer.Argument(help="the scores, as JSON")],
     limit: Annotated[int, typer.Option(help="sentences to score, about; all of them from their number on", min=1)],
-    item_seed: Annotated[int, typer.Option(help="says which sentences a limit keeps")],
+    item_seed: Annotated[int, typer.Option(help="says which sentences a limit keeps", min=0, max=SEEDS)],
     token_budget: Annotated[int, typer.Option(help="tokens a forward pass, padding included", min=1)],
     dtype: Annotated[Dtype, typer.Option(help="precision; bfloat16 moves perplexities by up to 18 %")],
-    device: Annotated[str, typer.Option(help="cpu or cuda")],
+    device: Annotated[Device, typer.Option(help="where it is computed")],
 ) -> None:
     """Score one checkpoint on the safety sentences."""
     world = likelihood.claimed(out, device)

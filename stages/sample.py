@@ -13,7 +13,7 @@ import typer
 
 from alignment import command, corpora, curation, description, files, scan
 from alignment.chat import Template
-from alignment.command import Refused
+from alignment.command import SEEDS, Refused
 from alignment.corpora import Role
 from alignment.keys import Policy
 
@@ -37,8 +37,8 @@ def main(
     malformed: Annotated[int, typer.Option(help="rows of the wrong shape that are passed over", min=0)],
     mentions: Annotated[list[str], typer.Option(help="a safety group and its words, as name=word two_words")],
     template: Annotated[Template, typer.Option(help="the chat template")],
-    seed: Annotated[int, typer.Option(help="orders the rows that may be trained")],
-    item_seed: Annotated[int, typer.Option(help="orders the rows that are held out")],
+    seed: Annotated[int, typer.Option(help="orders the rows that may be trained", min=0, max=SEEDS)],
+    item_seed: Annotated[int, typer.Option(help="orders the rows that are held out", min=0, max=SEEDS)],
 ) -> None:
     """Choose training rows and held-out rows of one corpus."""
     files.claim(out)

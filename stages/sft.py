@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from alignment import command, files, likelihood, models, planned, stats, training
 from alignment.chat import IGNORED, Chat, Template
-from alignment.models import Dtype, Quantization
+from alignment.command import SEEDS
+from alignment.models import Device, Dtype, Quantization
 from alignment.schedule import Budget, Plan
 
 CURVES = {"loss": "loss", "learning_rate": "learning_rate"}
@@ -39,9 +40,9 @@ def main(
     gradient_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")],
     per_device_batch: Annotated[int, typer.Option(help="long rows a forward pass has room for", min=1)],
     template: Annotated[Template, typer.Option(help="the chat template")],
-    seed: Annotated[int, typer.Option(help="initialisation, order and dropout")],
+    seed: Annotated[int, typer.Option(help="initialisation, order and dropout", min=0, max=SEEDS)],
     dtype: Annotated[Dtype, typer.Option(help="precision")],
-    device: Annotated[str, typer.Option(help="cpu or cuda")],
+    device: Annotated[Device, typer.Option(help="where it is computed")],
     quantization: Annotated[Quantization, typer.Option(help="of the base's weights while training")],
     state: Annotated[Path, typer.Option(help="folder for checkpoints, outside the outputs")],
 ) -> None:

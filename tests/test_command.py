@@ -1,12 +1,20 @@
 """A stage as a command: flags, refusals, the network, its end with its parent."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from test_wiring import MAINS
+from typer import BadParameter
+from typer.exceptions import TyperException
+
+from alignment import command
+from stages import dpo, fetch
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,8 +44,9 @@ def arguments(*given: str, offline: bool = True) -> list[str]:
 
 def stage(*given: str, offline: bool = True) -> "subprocess.CompletedProcess[str]":
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
-    command = arguments(*given, offline=offline)
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        arguments(*given, offline=offline), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize("flag", ["--learning_rate", "--learning-rate"])
@@ -60,6 +69,8 @@ def test_the_hub_s_clients_are_offline_unless_the_stage_fetches() -> None:
         (["a", "--own"], "--learning-rate"),
         (["a", "--learning_rate", "None", "--own"], "'--learning-rate'"),
         (["a", "--learning_rate", "1"], "--own"),
+        (["a", "--learning_rate", "nan", "--own"], "'--learning-rate': found 'nan', wanted a number"),
+        (["a", "--learning_rate", "3", "--own", "--learning_rate", "1"], "'--learning-rate': given 2 times"),
     ],
 )
 def test_an_unknown_missing_or_mistyped_flag_is_named(given: list[str], named: str) -> None:
@@ -83,8 +94,8 @@ def test_a_bug_is_a_traceback() -> None:
 
 def test_a_stage_ends_when_its_parent_is_killed() -> None:
     starter = "import subprocess, sys; subprocess.run(sys.argv[1:])"
-    command = [sys.executable, "-c", starter, *arguments("slow", "--learning_rate", "1", "--own")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+    started = [sys.executable, "-c", starter, *arguments("slow", "--learning_rate", "1", "--own")]
+    with subprocess.Popen(started, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout and parent.stdout.readline() == "ready\n"
         os.kill(parent.pid, signal.SIGKILL)
         # The stage holds the pipe's other end: it is closed when the stage is gone.
@@ -108,21 +119,32 @@ def test_a_stage_does_not_begin_when_its_dvc_was_killed_before() -> None:
         )
 
 
+@pytest.mark.parametrize("main", [*MAINS.values(), fetch.model, fetch.corpus, fetch.benchmarks, fetch.safety])
+def test_only_a_list_may_be_given_twice(main: Any) -> None:
+    parser = command.parser(main)
+    for option in (each for each in parser.params if each.param_type_name == "option" and each.name != "help"):
+        flag = option.type_descriptor.annotation is bool
+        name = option.opts[0]
+        twice = [name, f"--no-{name[2:]}"] if flag else [name, "1", name, "1"]
+        with pytest.raises(TyperException) as refusal:  # of a list: what else is missing
+            parser.make_context("stage", twice)
+        assert ("given 2 times" in refusal.value.message) is not option.multiple, option.name
+
+
 @pytest.mark.parametrize(
-    ("name", "role", "wanted"),
+    ("option", "value", "said"),
     [
-        ("oraca", "demonstrations", "known: hh, lima, orca, own, shp"),
-        ("lima", "comparisons", "sets that have them: hh, own, shp"),
+        ("seed", "-1", "found '-1': Input should be greater than or equal to 0"),
+        ("seed", str(2**32), "found '4294967296': Input should be less than or equal to 4294967295"),
+        ("beta", "0", "found '0': wanted more than 0"),
+        ("beta", "-inf", "found '-inf', wanted a number"),
+        ("device", "mps", "'mps' is not one of 'cpu', 'cuda'"),
+        ("device", "gpu", "'gpu' is not one of 'cpu', 'cuda'"),
+        ("warmup", "nan", "found 'nan', wanted a number"),
+        ("steps", "2.5", "found '2.5': Input should be a valid integer"),
     ],
 )
-def test_a_dataset_is_chosen_or_refused_by_name(name: str, role: str, wanted: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "stages.choose", name, str(tmp_path / "chosen"), "--role", role]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 1 and repr(name) in ended.stderr and wanted in ended.stderr
-    assert not (tmp_path / "chosen").exists()
-
-
-def test_a_chosen_dataset_s_name_is_written(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "stages.choose", "hh", str(tmp_path / "chosen"), "--role", "comparisons"]
-    assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 0
-    assert (tmp_path / "chosen").read_text() == "hh\n"
+def test_a_value_that_no_run_can_have_is_refused_by_the_stage(option: str, value: str, said: str) -> None:
+    with pytest.raises(BadParameter, match=re.escape(said)) as refusal:
+        command.parser(dpo.main).make_context("dpo", [*"abcdef", f"--{option}", value])
+    assert refusal.value.param and refusal.value.param.name == option

@@ -17,13 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import typer
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer._click.exceptions import MissingParameter, UsageError  # Typer has its own copy of Click
 
-from alignment import corpora, files, records, scan, sentences
+from alignment import command, corpora, files, records, scan, sentences
 from alignment.checks import access, checkout, disk, duration, memory, parameters, processes
 from alignment.command import Refused
 from alignment.corpora import Cause, Malformed, Refusal, Role
@@ -571,9 +570,7 @@ def test_a_stage_takes_its_section_of_params_or_names_the_key(section: str) -> N
     from dvc.exceptions import DvcException
     from dvc.parsing.interpolate import to_str
 
-    app = typer.Typer(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
-    app.command()(SECTIONS[section])
-    parser = typer.main.get_command(app)
+    parser = command.parser(SECTIONS[section])
     known = yaml.safe_load(Path(__file__).parents[1].joinpath("presets/tiny.yaml").read_text(encoding="utf-8"))[section]
     config = {"bool": "boolean_optional", "list": "append"}
     seen: set[str] = set()

@@ -6,6 +6,7 @@ What a plan is made of is in `test_schedule.py`; same bytes and killed runs are 
 import copy
 import csv
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -769,6 +770,19 @@ def test_metrics_tell_what_was_trained(
     assert metrics["rows"] == 11
     assert metrics["steps"] == length.get("steps", 4) == len(curve(tmp_path, stage)["loss"])
     assert length or metrics["passes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"budget": Budget.tokens, "tokens": 10**8, "steps": 2}, "2,500,000 rows, more than 10,000; lower `tokens`"),
+        ({"batch": 10**6}, "20,000 rows, more than 10,000; lower `batch`"),
+    ],
+)
+def test_a_step_of_too_many_rows_is_refused_before_it_is_planned(changes: dict[str, Any], said: str) -> None:
+    names = [str(number) for number in range(20_000)]
+    with pytest.raises(Refused, match=re.escape(said)):
+        settings(**changes).plan(names, [30] * 20_000, [20] * 20_000)
 
 
 def test_a_budget_of_tokens_trains_unlike_datasets_alike(
