@@ -66,7 +66,7 @@ def paths(folder: Path, task: str) -> list[Path]:
     found = sorted(path for path in (folder / task).glob(pattern) if path.name != "provenance.json")
     if not found:
         known = (
-            "run `dvc repro fetch@benchmarks`" if task in BENCHMARKS else "name it in `more_benchmarks` of params.yaml"
+            "run `dvc repro fetch-benchmarks`" if task in BENCHMARKS else "name it in `more_benchmarks` of params.yaml"
         )
         raise Refused(f"{folder / task} has no {pattern}; {known}")
     return found

@@ -95,7 +95,24 @@ def processes(device: str = "") -> "PartialState":
     """
     from accelerate import PartialState
 
+    require(device)
     return PartialState(cpu=device == "cpu") if device else PartialState()
+
+
+def require(device: str) -> None:
+    """Check that a device is here.
+
+    Raises:
+        Refused: saying why torch does not see it.
+    """
+    if device != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        why = f"torch {torch.__version__} has {f'CUDA {built} and sees no GPU' if built else 'no CUDA in it'}"
+        raise Refused(f"`device: cuda`, and {why}; set `device: cpu` in params.yaml, or see what `make doctor` advises")
 
 
 def claimed(out: Path, device: str) -> "PartialState":

@@ -41,10 +41,9 @@ def _first(comparison: Comparison) -> Revision:
 
 def _benchmarks(comparison: Comparison) -> dict[str, Repository]:
     """The pins of the scored tasks: ours, and those that params.yaml names."""
-    known = pins.BENCHMARKS | pins.more(_first(comparison).options("fetch@benchmarks")["more"])
+    known = pins.BENCHMARKS | pins.more(_first(comparison).option("fetch-benchmarks@items", "more"))
     return {task: known[task] for task in comparison.tasks}
 
 
 def _sentences(comparison: Comparison) -> str:
-    words = _first(comparison).words("fetch-safety")
-    return words[words.index("safety") + 1]
+    return _first(comparison).option("fetch-safety@sentences", "sentences")

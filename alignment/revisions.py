@@ -112,6 +112,19 @@ class Revision:
         given = [(a, b) for a, b in pairwise([*words, "--"]) if a.startswith("--")]
         return {a[2:]: a[2:] if b.startswith("--") else b for a, b in given}
 
+    def option(self, stage: str, name: str) -> str:
+        """One option of a stage's command.
+
+        Raises:
+            Refused: the stage was not run with it.
+        """
+        if stage not in self.stages or name not in (given := self.options(stage)):
+            raise Refused(
+                f"{self.name}: its dvc.lock has no --{name} of the stage {stage}: another version of the pipeline made "
+                f"it.\n`dvc repro` there with this version, or compare with the version of its own checkout"
+            )
+        return given[name]
+
     def recipe(self, stage: str) -> str:
         """A digest of all that a stage's result depends on, back to the data, but for the seed."""
         words = self.words(stage)
@@ -174,7 +187,7 @@ class Checkpoint:
     @cached_property
     def seed(self) -> int | None:
         """None of a base model."""
-        return None if self.stage == "base" else int(self.revision.options(self.stage)["seed"])
+        return None if self.stage == "base" else int(self.revision.option(self.stage, "seed"))
 
     @property
     def result(self) -> tuple[str, str]:
@@ -185,7 +198,7 @@ class Checkpoint:
     @cached_property
     def corpora(self) -> tuple[str, ...]:
         """The datasets it was trained on: none, the demonstrations, or these and the comparisons."""
-        return tuple(self.revision.options(f"sample@{role}")["corpus"] for role in self.roles)
+        return tuple(self.revision.option(f"sample@{role}", "corpus") for role in self.roles)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -211,14 +224,12 @@ class Checkpoint:
     @property
     def origin(self) -> tuple[str, str]:
         """Its base model, and `mini`, `hub` or `mirror`; of a folder of this machine its name alone."""
-        words = self.revision.words("fetch@model")
-        source = self.revision.options("fetch@model")["source"]
-        model = words[words.index("model") + 1]
+        model, source = (self.revision.option("fetch@model", name) for name in ("model", "source"))
         return model.rpartition("/")[2] if model.startswith("/") else model, source if source in KINDS else "mirror"
 
     def option(self, stage: str, name: str) -> str:
         """How it was scored by `eval` or `safety`."""
-        return self.revision.options(f"{stage}@{self.stage}")[name]
+        return self.revision.option(f"{stage}@{self.stage}", name)
 
     def table(self, kind: str) -> pa.Table:
         """Its table of `eval`, one row an item, or of `safety`, one row a sentence."""

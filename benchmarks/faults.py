@@ -213,12 +213,12 @@ def _tail(printed: str) -> str:
 
 # Where each stage's first output lies, and where what has no room for it belongs.
 DISKS = [
-    ("choose@demonstrations", "data/raw"),
+    ("choose", "data/raw"),
     ("fetch@model", "models"),
-    ("fetch@benchmarks", "data/raw"),
+    ("fetch-benchmarks@items", "data/raw"),
     ("fetch-corpus@demonstrations", "data/raw"),
     ("fetch-corpus@comparisons", "data/raw"),
-    ("fetch-safety", "data/raw"),
+    ("fetch-safety@sentences", "data/raw"),
     ("sample@demonstrations", "data/sampled"),
     ("sample@comparisons", "data/sampled"),
     ("sft", "models"),
@@ -321,7 +321,15 @@ def memory(clone: Clone) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="memory-") as scratch:
         folder = Path(scratch)
         given = {"models/base": folder / "base"}
-        fetch = [sys.executable, "-m", "stages.fetch", "model", WIDE, str(folder / "base"), "--source=mini"]
+        fetch = [
+            sys.executable,
+            "-m",
+            "stages.fetch",
+            "model",
+            str(folder / "base"),
+            f"--model={WIDE}",
+            "--source=mini",
+        ]
         subprocess.run(
             [*fetch, f"--downloads={scratch}"], cwd=clone.folder, env=ENVIRONMENT, capture_output=True, check=True
         )
@@ -489,13 +497,13 @@ def two_fetches(clone: Clone) -> Outcome:
     ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         words = [
-            *(sys.executable, "-m", "stages.fetch", "safety", "safenlp"),
+            *(sys.executable, "-m", "stages.fetch", "safety", "--sentences", "safenlp"),
             *("--own", "none.json", "--source", f"http://127.0.0.1:{server.server_port}"),
             *("--downloads", f"{scratch}/downloads"),
         ]
         outs = [Path(scratch) / "one", Path(scratch) / "other", Path(scratch) / "other"]
         started = [
-            subprocess.Popen([*words[:5], str(out), *words[5:]], cwd=clone.folder, env=ENVIRONMENT, text=True,
+            subprocess.Popen([*words, str(out)], cwd=clone.folder, env=ENVIRONMENT, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             for out in outs
         ]  # fmt: skip

@@ -1,9 +1,10 @@
-"""Check a dataset's name before anything is fetched.
+"""Check all parameters before anything is fetched or trained.
 
-In: a name from params.yaml and the role it is to serve. Out: a file that holds the name.
+In: params.yaml, dvc.yaml, and a params file with the keys and kinds that are wanted. Out: for each role a file that
+holds its dataset's name, and one that is the same whenever the parameters can be used.
 
-DVC looks for `alignment/corpora/<name>.py` as soon as a stage depends on it, and says only that the file is missing;
-this stage comes first and says which datasets there are.
+It comes first and depends on every parameter, so that a mistake costs a second and no training; nothing follows where
+the names stay the same. It also names the datasets there are, where DVC would only miss `alignment/corpora/<name>.py`.
 """
 
 from pathlib import Path
@@ -11,19 +12,25 @@ from typing import Annotated
 
 import typer
 
-from alignment import command, corpora, files
-from alignment.corpora import Role
+from alignment import command, files, likelihood
+from alignment.checks import parameters
 
 
 def main(
-    name: Annotated[str, typer.Argument(help="a dataset of alignment/corpora/")],
-    out: Annotated[Path, typer.Argument(help="the file that holds the name")],
-    role: Annotated[Role, typer.Option(help="what its rows are for")],
+    params: Annotated[Path, typer.Argument(help="the parameters")],
+    pipeline: Annotated[Path, typer.Argument(help="dvc.yaml, which says what each stage is given")],
+    known: Annotated[Path, typer.Argument(help="a params file with the same keys and kinds of values")],
+    demonstrations: Annotated[Path, typer.Argument(help="the file for the name of the demonstrations' dataset")],
+    comparisons: Annotated[Path, typer.Argument(help="the file for the name of the comparisons' dataset")],
+    checked: Annotated[Path, typer.Argument(help="the file for all that depends on no name")],
 ) -> None:
-    """Refuse an unknown dataset, or one without rows for its role."""
-    files.claim(out)
-    corpora.load(name, role)
-    files.write_text(out, f"{name}\n")
+    """Refuse parameters that a stage would refuse later."""
+    files.claim(checked)
+    found = parameters.load(params, pipeline, known)
+    likelihood.require(found["device"])
+    files.write_text(demonstrations, f"{found['data']}\n")
+    files.write_text(comparisons, f"{found['preferences']}\n")
+    files.write_text(checked, "every stage takes these parameters\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Sentences(StrEnum):
 
 
 def model(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="A wheel, a pinned repository, a folder, or `random:`.")],
+    name: Annotated[str, typer.Option("--model", help="A wheel, a pinned repository, a folder, or `random:`.")],
     out: Out,
     source: Source,
     downloads: Downloads,
@@ -36,7 +36,7 @@ def model(
 
 
 def corpus(
-    name: Annotated[str, typer.Argument(metavar="CORPUS", help="A dataset: a file of alignment/corpora/.")],
+    name: Annotated[str, typer.Option("--corpus", help="A dataset: a file of alignment/corpora/.")],
     out: Out,
     source: Source,
     own: Annotated[Path, typer.Option(help="The file that the dataset `own` reads.")],
@@ -66,7 +66,7 @@ def benchmarks(
 
 
 def safety(
-    sentences: Annotated[Sentences, typer.Argument(metavar="SENTENCES", help="`safenlp`, or `own`.")],
+    sentences: Annotated[Sentences, typer.Option(help="`safenlp`, or `own`.")],
     out: Out,
     source: Source,
     own: Annotated[Path, typer.Option(help="The file that `own` reads, in SafeNLP's schema.")],

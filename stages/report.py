@@ -14,6 +14,8 @@ import typer
 
 from alignment import command, contrasts, figures, files, safety, tables
 from alignment.benchmarks import BENCHMARKS
+from alignment.command import SEEDS
+from alignment.corpora import Role
 
 CHECKPOINTS = ("base", "sft", "dpo")
 SAFETY = {"average.auc_len": "safety, AUC by length", "average.score": "safety, published score"}
@@ -46,10 +48,7 @@ def main(
     template: Annotated[Path, typer.Argument(help="of the figure by group, as `dvc plots` fills it")],
     out: Annotated[Path, typer.Argument(help="the report, as Markdown")],
     plots: Annotated[Path, typer.Argument(help="the folder of the plots: their data, and a figure")],
-    data: Annotated[str, typer.Option(help="the demonstrations")],
-    preferences: Annotated[str, typer.Option(help="the comparisons")],
-    source: Annotated[str, typer.Option(help="where the data come from")],
-    seed: Annotated[int, typer.Option(help="the seed of the run")],
+    seed: Annotated[int, typer.Option(help="the seed of the run", min=0, max=SEEDS)],
 ) -> None:
     """Write the report and print its table."""
     files.claim(out)
@@ -57,7 +56,9 @@ def main(
     scores: Metrics = {name: files.read_json(metrics / "safety" / f"{name}.json") for name in CHECKPOINTS}
     changes = [safety.changes(*(files.read_parquet(scored / f"{name}.parquet") for name in step)) for step in STEPS]
     trained = {name: files.read_json(metrics / f"{name}.json") for name in ("sft", "dpo")}
-    sampled = {role: files.read_json(metrics / "sample" / f"{role}.json") for role in ("demonstrations", "comparisons")}
+    data, preferences = ((raw / f"{role}.name").read_text(encoding="utf-8").strip() for role in Role)
+    source = provenance(min(path.parent for path in (raw / "benchmarks").glob("*/provenance.json")))["source"]
+    sampled = {str(role): files.read_json(metrics / "sample" / f"{role}.json") for role in Role}
     names = labels(evaluated, data, preferences)
     table = _table(names, evaluated, scores)
     paragraphs = [
@@ -86,6 +87,11 @@ def labels(evaluated: Metrics, data: str, preferences: str) -> dict[str, str]:
     """The rows' names; a base model that was tuned before is a start, not a base."""
     start = "start" if evaluated["base"]["instruct"] else "base"
     return {"base": start, "sft": f"SFT {data}", "dpo": f"SFT {data}, DPO {preferences}"}
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """Where what was fetched into a folder comes from."""
+    return dict(files.read_json(folder / "provenance.json"))
 
 
 def share(figures: dict[str, Any], name: str, scale: float, digits: int) -> str:
@@ -117,10 +123,9 @@ def _table(names: dict[str, str], evaluated: Metrics, scores: Metrics) -> str:
 
 
 def _setting(base: Path, source: str, seed: int) -> str:
-    provenance = files.read_json(base / "provenance.json")
-    kind = source if source in ("mini", "hub") else "mirror"
+    model = provenance(base)
     return (
-        f"Base model `{provenance['repository']}` ({provenance['revision']}), data from `{kind}`, seed {seed}. "
+        f"Base model `{model['repository']}` ({model['revision']}), data from `{source}`, seed {seed}. "
         "Benchmarks in percent, safety from 0 to 1 (½: harmful and benign sentences are equally likely), "
         "95 % intervals over items or sentences."
     )
@@ -247,11 +252,11 @@ def origins(base: Path, raw: Path) -> str:
     tasks = sorted(path.parent for path in (raw / "benchmarks").glob("*/provenance.json"))
     folders = {"base model": base, "demonstrations": raw / "demonstrations", "comparisons": raw / "comparisons"}
     folders |= {tables.TITLES.get(task.name, task.name): task for task in tasks} | {"safety": raw / "safety"}
-    provenance = {name: files.read_json(folder / "provenance.json") for name, folder in folders.items()}
+    origin = {name: provenance(folder) for name, folder in folders.items()}
     rows = [["", "repository", "revision", "licence", "terms"]]
-    for name, found in provenance.items():
+    for name, found in origin.items():
         rows.append([name, *(found[key] for key in ("repository", "revision", "licence")), found.get("terms", "")])
-    mini = any(found["source"] == "mini" for name, found in provenance.items() if name != "base model")
+    mini = any(found["source"] == "mini" for name, found in origin.items() if name != "base model")
     return "## Sources and licences\n\n" + tables.markdown(rows) + (f"\n\n{tables.MINI}" if mini else "")
 
 

@@ -63,7 +63,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("smollm2") / "models/base"
     # In a process of its own: the folder of downloads is claimed until a process ends, and others may test too.
     options = ["--source=mini", f"--downloads={ROOT / '.dvc/downloads'}"]
-    command = [sys.executable, "-m", "stages.fetch", "model", SMOLLM2, str(base), *options]
+    command = [sys.executable, "-m", "stages.fetch", "model", str(base), "--model", SMOLLM2, *options]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode in (0, 1), ended.stderr
     if ended.returncode == 1:  # refused

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from alignment import files
 from alignment.chat import Template
 from alignment.corpora import Role
 from alignment.models import Dtype, Quantization
@@ -41,6 +42,7 @@ def fetch_all(folder: Path) -> None:
 def fetch_rows(folder: Path, data: str, preferences: str) -> None:
     """What `sample` reads besides the tokenizer."""
     for role, corpus in ((Role.demonstrations, data), (Role.comparisons, preferences)):
+        files.write_text(folder / f"data/raw/{role}.name", f"{corpus}\n")
         fetch.corpus(corpus, folder / f"data/raw/{role}", "mini", ROOT / TINY["own"][role], folder / "downloads")
     fetch.benchmarks(folder / "data/raw/benchmarks", "mini", more="", downloads=folder / "downloads")
 
@@ -152,9 +154,6 @@ def measure(folder: Path) -> None:
         ROOT / "alignment/groups.json",
         folder / "metrics/report.md",
         folder / "metrics/plots",
-        data=TINY["data"],
-        preferences=TINY["preferences"],
-        source="mini",
         seed=TINY["seed"],
     )
 

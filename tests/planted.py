@@ -153,10 +153,11 @@ def stages(
 ) -> dict[str, Any]:
     """What dvc.lock says of it."""
     sets = {"demonstrations": (data, f" --rows {rows}"), "comparisons": (preferences, " --rows 500")}
+    model = shlex.quote(more.get("model", MODEL))
     commands = {
-        "fetch@model": ("stages.fetch", f'model "{more.get("model", MODEL)}" models/base --source hub', (), ()),
-        "fetch@benchmarks": ("stages.fetch", 'benchmarks data/raw/benchmarks --more "" --source hub', (), ()),
-        "fetch-safety": ("stages.fetch", "safety safenlp data/raw/safety --own none --source hub", (), ()),
+        "fetch@model": ("stages.fetch", f"model models/base --model {model} --source hub", (), ()),
+        "fetch-benchmarks@items": ("stages.fetch", "benchmarks data/raw/benchmarks --more '' --source hub", (), ()),
+        "fetch-safety@sentences": ("stages.fetch", "safety data/raw/safety --sentences safenlp --source hub", (), ()),
     }
     for role, (corpus, size) in sets.items():
         written = (

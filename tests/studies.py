@@ -58,26 +58,19 @@ def pipeline() -> str:
         }
         for name, more in (("eval", ["data/eval/${item}.answers.jsonl"]), ("safety", []))
     }
-    what = {
-        "model": {"words": "model owner/base@abc models/base", "out": "models/base"},
-        "benchmarks": {"words": 'benchmarks data/raw/benchmarks --more ""', "out": "raw-benchmarks"},
+    fetched = {
+        "fetch": {"model": {"words": "--model owner/base@abc", "out": "models/base"}},
+        "fetch-benchmarks": {"items": {"words": "--more ''", "out": "raw-benchmarks"}},
+        "fetch-safety": {"sentences": {"words": "--sentences safenlp", "out": "raw-safety"}},
     }
-    fetch = {
-        "foreach": what,
-        "do": {
-            "cmd": "true ${item.words} --source mini && echo > ${item.out}",
-            "outs": [{"${item.out}": {"push": False}}],
-        },
-    }
-    sentences = {
-        "cmd": "true safety safenlp data/raw/safety --source mini && echo safety > raw-safety",
-        "outs": ["raw-safety"],
-    }
+    cmd = "true ${item.words} --source mini && echo > ${item.out}"
+    fetch = {"cmd": cmd, "outs": [{"${item.out}": {"push": False}}]}
     roles = {
         "demonstrations": {"corpus": "${data}", "flag": "data"},
         "comparisons": {"corpus": "${preferences}", "flag": "preferences"},
     }
-    found = {"fetch": fetch, "fetch-safety": sentences, "sample": {"foreach": roles, "do": sample}}
+    found = {name: {"foreach": items, "do": fetch} for name, items in fetched.items()}
+    found["sample"] = {"foreach": roles, "do": sample}
     return yaml.safe_dump({"stages": {**found, "sft": sft, "dpo": dpo, **scores}})
 
 

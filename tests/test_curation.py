@@ -418,7 +418,7 @@ def test_every_embedded_item_has_a_text_and_is_found(task: str, tmp_path: Path) 
 
 
 def test_a_benchmark_without_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"piqa has no piqa_validation.parquet; run `dvc repro fetch@benchmarks`"):
+    with pytest.raises(Refused, match=r"piqa has no piqa_validation.parquet; run `dvc repro fetch-benchmarks`"):
         list(benchmarks.items(tmp_path, "piqa"))
 
 

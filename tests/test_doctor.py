@@ -74,20 +74,36 @@ def test_a_finding_is_one_line_and_what_to_do_another() -> None:
             lambda text: text.replace("per_device_batch: 4", "per_device_batch: four"),
             "per_device_batch is 'four' (str)",
         ),
-        (lambda text: text.replace("per_device_batch: 4", "per_device_batch: 0"), "per_device_batch is 0, wanted at"),
+        (lambda text: text.replace("per_device_batch: 4", "per_device_batch: 0"), "per_device_batch: found '0': Input"),
         (lambda text: text.replace("data: lima", "data: lama"), "there is no dataset 'lama'"),
         (lambda text: text.replace("preferences: hh", "preferences: lima"), "'lima' has no comparisons"),
-        (lambda text: text.replace("device: cpu", "device: gpu"), "device is 'gpu', wanted cpu or cuda"),
+        (lambda text: text.replace("device: cpu", "device: gpu"), "device: 'gpu' is not one of 'cpu', 'cuda'"),
         (
             lambda text: text.replace("  dtype: float32", "  dtype: float16"),
-            "safety.dtype is 'float16', wanted float32 or",
+            "safety.dtype: 'float16' is not one of 'float32'",
         ),
-        (lambda text: text.replace("budget: epochs", "budget: rows"), "sft.budget is 'rows', wanted epochs or tokens"),
-        (lambda text: text.replace("loss: sigmoid", "loss: kto"), "dpo.loss is 'kto', wanted sigmoid or ipo or hinge"),
+        (
+            lambda text: text.replace("budget: epochs", "budget: rows"),
+            "sft.budget: 'rows' is not one of 'epochs', 'tokens'",
+        ),
+        (lambda text: text.replace("loss: sigmoid", "loss: kto"), "dpo.loss: 'kto' is not one of 'sigmoid', 'ipo'"),
         (lambda text: text.replace("rank: 4", "rank: 4.5"), "sft.rank is 4.5 (float), wanted int"),
-        (lambda text: text.replace("warmup: 0.1", "warmup: 1.5"), "sft.warmup is 1.5, wanted at most 1"),
-        (lambda text: text.replace("beta: 0.1", "beta: .nan"), "dpo.beta is nan, wanted"),
-        (lambda text: text.replace("seed: 0 ", "seed: 4294967296 "), "seed is 4294967296, wanted at most 4294967295"),
+        (lambda text: text.replace("warmup: 0.1", "warmup: 1.5"), "sft.warmup: found '1.5': Input should be less than"),
+        (lambda text: text.replace("beta: 0.1", "beta: .nan"), "dpo.beta is nan, wanted a number"),
+        (
+            lambda text: text.replace("seed: 0 ", "seed: 4294967296 "),
+            "seed: found '4294967296': Input should be less than",
+        ),
+        (lambda text: text.replace("seed: 0 ", "seed: -1 "), "seed: found '-1': Input should be greater than"),
+        (lambda text: text.replace("beta: 0.1", "beta: 0"), "dpo.beta: found '0': wanted more than 0"),
+        (lambda text: text.replace("  epochs: 1", "  epochs: [3, 1]", 1), "sft.epochs is [3, 1] (list), wanted int"),
+        (lambda text: text.replace("data: lima", "data:"), "data is empty, wanted text such as 'lima'"),
+        (lambda text: text.replace("data: lima", 'data: ""'), "data is empty, wanted text such as 'lima'"),
+        (lambda text: text.replace("piqa=5", "mmlu=5"), "eval.items has mmlu twice"),
+        (
+            lambda text: re.sub("tokens: 4000", "tokens: 100000000", text.replace("budget: epochs", "budget: tokens")),
+            "sft.tokens is 100000000 in 3 steps: a step would hold more than 10,000 rows; lower it, or raise",
+        ),
         (lambda text: text.replace("    - piqa=5", "    - 3"), "eval.items[1] is 3 (int), wanted str"),
         (lambda text: text.replace("piqa=5", "piqa=some"), "eval.items has 'piqa=some', wanted a task and how many"),
         (lambda text: text.replace("piqa=5", "pica=5"), "known: arc_challenge, hellaswag, mmlu, piqa"),
@@ -411,7 +427,7 @@ def test_time_takes_tokens_from_metrics_of_the_same_sample_alone(
     )
     ran = {
         "sample@demonstrations": {"cmd": "python -m stages.sample x --corpus lima --rows 12 --max_tokens 1200"},
-        "fetch-corpus@demonstrations": {"cmd": "python -m stages.fetch corpus lima y --source mini --downloads z"},
+        "fetch-corpus@demonstrations": {"cmd": "python -m stages.fetch corpus y --corpus lima --source mini"},
     }
     (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": ran}))
     assert duration.amount(params(), "demonstrations")[:2] == (10, 50)

@@ -19,7 +19,7 @@ def maltreated(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.mark.slow
 def test_killed_again_and_again_dvc_ends_with_the_undisturbed_bytes(maltreated: Clone) -> None:
-    stages = ["fetch-safety", "sample@demonstrations", "safety@base"]
+    stages = ["fetch-safety@sentences", "sample@demonstrations", "safety@base"]
     outcome = faults.kills(maltreated, stages, each=2, least=3, seed=0)
     assert outcome.wrong == []
     assert 3 <= outcome.tried == outcome.recovered <= 2 + 6  # 6 a run, fewer where a stage ends before its moment
@@ -27,7 +27,7 @@ def test_killed_again_and_again_dvc_ends_with_the_undisturbed_bytes(maltreated: 
 
 @pytest.mark.slow
 def test_on_a_full_disk_a_stage_says_what_it_needs_and_goes_on_when_there_is_room(maltreated: Clone) -> None:
-    outcome = faults.disk(maltreated, [("fetch-safety", "data/raw"), ("sft", ".dvc/state")])
+    outcome = faults.disk(maltreated, [("fetch-safety@sentences", "data/raw"), ("sft", ".dvc/state")])
     assert outcome.wrong == []
     if "skipped" in outcome.remarks:
         pytest.skip(outcome.remarks)

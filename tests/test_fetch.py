@@ -41,7 +41,7 @@ def test_a_model_lands_with_its_provenance(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / "mine").mkdir(exist_ok=True)
         (tmp_path / "mine" / name).write_text("{}")
-    ended = fetch("model", tmp_path / "mine", tmp_path / "base", "--source", "mini")
+    ended = fetch("model", tmp_path / "base", "--model", tmp_path / "mine", "--source", "mini")
     assert ended.returncode == 0, ended.stderr
     assert {path.name for path in (tmp_path / "base").iterdir()} == names | {"provenance.json"}
 
@@ -81,7 +81,9 @@ def test_benchmarks_are_whole_or_nothing(mirror: Path, tmp_path: Path) -> None:
 
 
 def test_the_safety_sentences_land(mirror: Path, tmp_path: Path) -> None:
-    assert fetch("safety", "safenlp", tmp_path / "safety", "--source", mirror, "--own", "-").returncode == 0
+    assert (
+        fetch("safety", tmp_path / "safety", "--sentences", "safenlp", "--source", mirror, "--own", "-").returncode == 0
+    )
     assert (tmp_path / "safety/data/toxiGen.json").read_text() == "a row\n"
 
 
@@ -89,7 +91,9 @@ def test_the_safety_sentences_land(mirror: Path, tmp_path: Path) -> None:
 def test_a_corpus_lands_and_its_terms_are_told_once(name: str, tmp_path: Path) -> None:
     repository = corpora.load(name).SOURCE
     put(tmp_path / "mirror", repository)
-    ended = fetch("corpus", name, tmp_path / "raw", "--source", tmp_path / "mirror", "--own", "unused.jsonl")
+    ended = fetch(
+        "corpus", tmp_path / "raw", "--corpus", name, "--source", tmp_path / "mirror", "--own", "unused.jsonl"
+    )
     assert ended.returncode == 0, ended.stderr
     assert files.read_json(tmp_path / "raw/provenance.json")["licence"] == repository.licence
     assert ended.stdout == (f"{repository.name}: {repository.terms}\n" if repository.terms else "")
@@ -97,26 +101,35 @@ def test_a_corpus_lands_and_its_terms_are_told_once(name: str, tmp_path: Path) -
 
 def test_the_corpus_own_reads_the_users_file(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text("{}\n")
-    ended = fetch("corpus", "own", tmp_path / "raw", "--source", "mini", "--own", tmp_path / "mine.jsonl")
+    ended = fetch("corpus", tmp_path / "raw", "--corpus", "own", "--source", "mini", "--own", tmp_path / "mine.jsonl")
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "raw/mine.jsonl").read_text() == "{}\n"
 
 
 def test_an_unknown_corpus_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    ended = fetch("corpus", "oraca", tmp_path / "raw", "--source", "mini", "--own", "unused.jsonl")
+    ended = fetch("corpus", tmp_path / "raw", "--corpus", "oraca", "--source", "mini", "--own", "unused.jsonl")
     assert ended.returncode == 1 and "'oraca'" in ended.stderr and "orca" in ended.stderr
     assert "git checkout -- params.yaml" in ended.stderr and not (tmp_path / "raw").exists()
 
 
 def test_a_mirror_may_be_an_address(tmp_path: Path) -> None:
     with serving(Hub({"train.jsonl": b"{}\n"}, repository="GAIR/lima")) as hub:
-        ended = fetch("corpus", "lima", tmp_path / "raw", "--source", f"{hub.endpoint}/mirror", "--own", "unused.jsonl")
+        ended = fetch(
+            "corpus",
+            tmp_path / "raw",
+            "--corpus",
+            "lima",
+            "--source",
+            f"{hub.endpoint}/mirror",
+            "--own",
+            "unused.jsonl",
+        )
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "raw/train.jsonl").read_text() == "{}\n"
 
 
 def test_no_option_has_a_default(tmp_path: Path) -> None:
-    ended = fetch("safety", "safenlp", tmp_path / "safety", "--own", "-")
+    ended = fetch("safety", tmp_path / "safety", "--sentences", "safenlp", "--own", "-")
     assert ended.returncode == 2 and "--source" in ended.stderr
 
 
@@ -134,9 +147,9 @@ def test_a_user_s_own_sentences_take_the_place_of_safenlp_s(mirror: Path, tmp_pa
     out = tmp_path / "safety"
     wanted = {"own": ("mine.json", "the user's own"), "safenlp": ("data", pins.SAFETY.licence)}
     for sentences, (landed, licence) in wanted.items():
-        ended = fetch("safety", sentences, out, "--source", mirror, "--own", tmp_path / "mine.json")
+        ended = fetch("safety", out, "--sentences", sentences, "--source", mirror, "--own", tmp_path / "mine.json")
         assert ended.returncode == 0, ended.stderr
         assert {path.name for path in out.iterdir()} == {landed, "provenance.json"}
         assert files.read_json(out / "provenance.json")["licence"] == licence
-    ended = fetch("safety", "mine", out, "--source", mirror, "--own", tmp_path / "mine.json")
+    ended = fetch("safety", out, "--sentences", "mine", "--source", mirror, "--own", tmp_path / "mine.json")
     assert ended.returncode == 2 and "'safenlp', 'own'" in " ".join(ended.stderr.replace("│", "").split())

@@ -28,8 +28,8 @@ def of(*names: str) -> set[str]:
 
 DPO = {"dpo", *of("dpo"), "report"}
 SFT = {"sft", *of("sft"), *DPO}
-DEMONSTRATIONS = {f"{stage}@demonstrations" for stage in ("choose", "fetch-corpus", "sample")}
-COMPARISONS = {f"{stage}@comparisons" for stage in ("choose", "fetch-corpus", "sample")}
+DEMONSTRATIONS = {"choose", *(f"{stage}@demonstrations" for stage in ("fetch-corpus", "sample"))}
+COMPARISONS = {"choose", *(f"{stage}@comparisons" for stage in ("fetch-corpus", "sample"))}
 
 EVAL = {f"eval@{name}" for name in ("base", "sft", "dpo")}
 SAFETY = {f"safety@{name}" for name in ("base", "sft", "dpo")}
@@ -44,15 +44,15 @@ RERUNS: dict[str, tuple[tuple[str, str, str] | None, set[str]]] = {
         {"fetch-corpus@demonstrations", "sample@demonstrations"},
     ),
     "a comment in report": (("stages/report.py", r"\Z", "# edited\n"), {"report"}),
-    "safety.limit": (("params.yaml", r"^  limit: 60", "  limit: 50"), {*SAFETY, "report"}),
-    "one item limit": (("params.yaml", r"piqa=5", "piqa=20"), {*EVAL, "report"}),
-    "dpo.beta": (("params.yaml", r"^  beta: 0.1", "  beta: 0.2"), DPO),
+    "safety.limit": (("params.yaml", r"^  limit: 60", "  limit: 50"), {"choose", *SAFETY, "report"}),
+    "one item limit": (("params.yaml", r"piqa=5", "piqa=20"), {"choose", *EVAL, "report"}),
+    "dpo.beta": (("params.yaml", r"^  beta: 0.1", "  beta: 0.2"), {"choose", *DPO}),
     "preferences": (("params.yaml", r"^preferences: hh", "preferences: shp"), {*COMPARISONS, *DPO}),
-    "sft.learning_rate": (("params.yaml", r"^(sft:\n  learning_rate:) \S+", r"\1 2.0e-3"), SFT),
+    "sft.learning_rate": (("params.yaml", r"^(sft:\n  learning_rate:) \S+", r"\1 2.0e-3"), {"choose", *SFT}),
     "data": (("params.yaml", r"^data: lima", "data: orca"), {*DEMONSTRATIONS, *SFT}),
     "seed": (
         ("params.yaml", r"^seed: 0", "seed: 1"),
-        {"sample@demonstrations", "sample@comparisons", *SFT},
+        {"choose", "sample@demonstrations", "sample@comparisons", *SFT},
     ),
 }
 
@@ -83,7 +83,10 @@ REFUSALS = {
         ("params.yaml", r"^preferences: hh", "preferences: lima"),
         ["'lima' has no comparisons", "hh, own, shp"],
     ),
-    "an unknown flag": (("params.yaml", r"^  rank: 4", "  rnak: 4"), ["No such option", "--rnak", "--rank"]),
+    "an unknown flag": (
+        ("params.yaml", r"^  rank: 4", "  rnak: 4"),
+        ["the key sft.rank is missing", "the key sft.rnak is unknown"],
+    ),
 }
 
 

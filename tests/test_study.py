@@ -305,5 +305,5 @@ def test_what_experiments_share_is_made_once(clone: Path, tmp_path: Path) -> Non
     shp, hh = re.split("^experiment .*", printed, flags=re.M)[1:]
     assert "Running stage 'sft'" in shp and "Stage 'sft' is cached" in hh
     assert "Running stage 'dpo'" in hh and "Running stage 'sft'" not in hh
-    assert not {"eval@base", "safety@base", "fetch@model", "fetch-safety"} & ran(printed)
+    assert not {"eval@base", "safety@base", "fetch@model", "fetch-safety@sentences"} & ran(printed)
     assert (folder / "metrics/study.md").is_file()

@@ -147,7 +147,7 @@ def test_missing_and_added_files_are_named(study: Path, capsys: pytest.CaptureFi
     lines = said(capsys)
     (study / "models/dpo/notes.txt").unlink()
     assert {line for line in lines if "to mend" not in line} == {
-        "fetch-safety: data/raw/safety is missing",
+        "fetch-safety@sentences: data/raw/safety is missing",
         "sft: models/sft/lineage.json is missing",
         "dpo: models/dpo/notes.txt was not recorded",
     }
@@ -207,10 +207,10 @@ def test_what_was_not_touched_is_reproduced_and_left_as_it_is(study: Path) -> No
     before = kept()
     printed = run_verify(study, "choose", "fetch-safety", "sft", "safety@dpo", "report", code=1)
     assert "data/sampled/demonstrations.parquet is missing" in printed
-    for stage, count in {"choose@comparisons": 1, "fetch-safety": 2, "safety@dpo": 2, "report": 4}.items():
+    for stage, count in {"choose": 3, "fetch-safety@sentences": 2, "safety@dpo": 2, "report": 4}.items():
         assert f"{stage}: reproduced ({count} file" in printed
     assert "sft: reproduced (" in printed
-    assert "files: 17 of 18 stages' are whole; runs: 6 of 6 reproduced" in printed
+    assert "files: 16 of 17 stages' are whole; runs: 5 of 5 reproduced" in printed
     assert {*before.items()} == {*kept().items()}
 
 
@@ -223,7 +223,7 @@ def test_another_result_is_shown_with_its_first_difference(study: Path) -> None:
     printed = run_verify(study, "sample@comparisons", code=1)
     assert f"sample@comparisons: differs in 1 of 3 files, first {name}: " in printed
     assert "rows.read: recorded 12345, now 122" in printed
-    assert "18 of 18 stages' are whole; runs: 0 of 1" in printed
+    assert "17 of 17 stages' are whole; runs: 0 of 1" in printed
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -249,31 +249,28 @@ def test_on_a_gpu_numbers_may_lie_a_little_apart_and_that_is_said(device: str, s
 def test_an_input_that_was_edited_is_named(study: Path) -> None:
     with (study / "stages/choose.py").open("a") as stream:
         stream.write("# edited\n")
-    printed = run_verify(study, "choose@comparisons", code=1)
-    assert "choose@comparisons: cannot be run again: stages/choose.py is not what dvc.lock records" in printed
-    assert "`dvc repro choose@comparisons`" in printed
+    printed = run_verify(study, "choose", code=1)
+    assert "choose: cannot be run again: stages/choose.py is not what dvc.lock records" in printed
+    assert "`dvc repro choose`" in printed
 
 
 def test_a_stage_that_fails_shows_why(study: Path) -> None:
-    text = (study / "dvc.lock").read_text().replace("stages.choose hh", "stages.choose hhh")
+    text = (study / "dvc.lock").read_text().replace("stages.choose params.yaml", "stages.choose hhh.yaml")
     (study / "dvc.lock").write_text(text)
-    printed = run_verify(study, "choose@comparisons", code=1)
-    assert "choose@comparisons: failed with exit code 1:" in printed and "'hhh'" in printed
+    printed = run_verify(study, "choose", code=1)
+    assert "choose: failed with exit code 1:" in printed and "hhh.yaml" in printed
 
 
 def test_an_unknown_stage_is_refused_with_those_that_there_are(study: Path) -> None:
-    with pytest.raises(Refused, match=r"no stage evil; there are: choose@demonstrations, .*report"):
+    with pytest.raises(Refused, match=r"no stage evil; there are: choose, .*report"):
         verify.choose(Records(), ["eval", "evil"])
 
 
 def test_what_needs_the_network_runs_only_when_named(study: Path) -> None:
-    text = (study / "dvc.lock").read_text()
-    (study / "dvc.lock").write_text(
-        text.replace(
-            'data/raw/benchmarks --more "" \n      --source mini', 'data/raw/benchmarks --more "" --source hub'
-        )
-    )
+    change(study, "dvc.lock", r"(data/raw/benchmarks --more\s+''\s+--source) mini", r"\1 hub")
     records = Records()
-    assert "hub" in records.revision.words("fetch@benchmarks")
-    assert {*records.stages} - {*verify.choose(records, [])} == {"fetch@benchmarks"}  # random weights need none
-    assert verify.choose(records, ["fetch", "eval@base"]) == ["fetch@model", "fetch@benchmarks", "eval@base"]
+    assert "hub" in records.revision.words("fetch-benchmarks@items")
+    assert {*records.stages} - {*verify.choose(records, [])} == {"fetch-benchmarks@items"}  # random weights need none
+    assert verify.choose(records, ["fetch-corpus", "eval@base"]) == [
+        "fetch-corpus@demonstrations", "fetch-corpus@comparisons", "eval@base",
+    ]  # fmt: skip

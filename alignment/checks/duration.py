@@ -1,5 +1,7 @@
 """Duration: how long the stages take, from a measured matrix product and the tokens that they read."""
 
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 from alignment import files, machine
@@ -62,10 +64,10 @@ def _sampled_alike(params: Params, role: str, corpus: str) -> bool:
         return False
     ran = load_yaml("dvc.lock").get("stages", {})
     commands = [ran.get(name, {}).get("cmd", "") for name in (f"sample@{role}", f"fetch-corpus@{role}")]
-    sampled, fetched = (f"{text} ".replace("\n", " ") for text in commands)
+    sampled, fetched = (dict(pairwise(shlex.split(text))) for text in commands)
     wanted = {"corpus": corpus, "rows": params["rows"][role], "max_tokens": params["sample"]["max_tokens"]}
-    return f"--source {params['source']} " in fetched and all(
-        f"--{name} {value} " in sampled for name, value in wanted.items()
+    return fetched.get("--source") == params["source"] and all(
+        sampled.get(f"--{name}") == str(value) for name, value in wanted.items()
     )
 
 
