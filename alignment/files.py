@@ -171,6 +171,46 @@ def share(value: Any, key: str) -> float:
     return int(digest(value, key)[:13], 16) / 16**13
 
 
+def kept(folder: Path) -> Path:
+    """The folder for what a stage keeps beside DVC's cache, made if it is not there.
+
+    In a checkout of this user's, that is `.dvc`, which queued copies share with it. A cache elsewhere may lie in a
+    folder that is somebody else's, and its checkpoints would be read by whoever shares it: then it is a folder of this
+    user's own within the cache, on the same large disk. `dvc gc` looks at its own names there alone.
+
+    Args:
+        folder: `<cache>/../<name>`, as dvc.yaml writes it; any other is taken as it is.
+
+    Raises:
+        Refused: it cannot be made, or not be written to.
+    """
+    place = own(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o777 if place == folder.resolve() else 0o700)
+    except OSError as error:
+        raise _unwritable(place, error.strerror) from None
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise _unwritable(place, "it is not writable")
+    return place
+
+
+def own(folder: Path) -> Path:
+    """Where `kept` keeps it."""
+    if folder.parts[-2:-1] != ("..",):
+        return folder
+    cache = folder.parents[1].resolve()
+    if cache.parent.name == ".dvc" and cache.parent.stat().st_uid == os.getuid():
+        return cache.parent / folder.name
+    return cache / f"user-{os.getuid()}" / folder.name
+
+
+def _unwritable(place: Path, why: str) -> Refused:
+    return Refused(
+        f"{place}, for what a stage keeps between runs, cannot be used ({why}).\n"
+        "Make DVC's cache writable to you, or name another: dvc cache dir --local <folder>"
+    )
+
+
 def unfinished(state: Path, made_from: dict[str, Any]) -> Path:
     """The folder for what a stage has done so far, named for all that it depends on: its inputs, parameters and code.
 

@@ -116,6 +116,7 @@ def _head(comparison: Comparison, versus: str, by_task: Family, by_group: Family
     )
     found = [] if comparison.seeded else [ONE_SEED]
     found += caveats(comparison)
+    found += [f"**Other versions of a library**: {said}." for said in provenance.versions(comparison)]
     found += _summary(comparison, versus, by_task, by_group) if others else []
     found += [
         f"{TITLES[task]} is {said}: {_named(names, comparison.variants)}." for task, said, names in _flagged(comparison)

@@ -19,6 +19,19 @@ def commits(comparison: Comparison) -> dict[str, str]:
     return {run.revision.name: run.revision.commit for run in comparison.runs}
 
 
+def versions(comparison: Comparison) -> Iterator[str]:
+    """The libraries of which not all runs had the same version, each with who had which."""
+    had = [(name, run.versions) for name, variant in comparison.variants.items() for run in variant.runs]
+    for library in sorted({each for _, recorded in had for each in recorded}):
+        found: dict[str, list[str]] = {}
+        for name, recorded in had:
+            if library in recorded or not recorded:  # no base was trained by trl, say
+                found.setdefault(recorded.get(library, "unrecorded"), []).append(name)
+        if len(found) > 1:
+            told = [f"{version} ({', '.join(dict.fromkeys(names))})" for version, names in found.items()]
+            yield f"{library} {'; '.join(told)}"
+
+
 def sources(comparison: Comparison) -> Iterator[list[str]]:
     """What was used, its repository, revision, licence and terms, by the pins of this checkout.
 

@@ -72,10 +72,17 @@ class Side:
 
     @cached_property
     def code(self) -> dict[str, str]:
-        """The hash of every file and folder that a stage reads and none makes."""
+        """The hash of every file and folder that a stage reads and none makes, but for the parameters."""
         first = self.revisions[0]
         read = {path: md5 for stage in first.stages for path, md5 in first.hashes(stage, "deps").items()}
-        return {path: md5 for path, md5 in read.items() if path not in first.made}
+        return {path: md5 for path, md5 in read.items() if path not in first.made and path != "params.yaml"}
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """The libraries that its results rest on, where they were recorded."""
+        first = self.revisions[0]
+        found = [pair for stage in first.stages for pair in first.versions(stage).items()]
+        return {name: " and ".join(sorted({v for n, v in found if n == name})) for name in sorted(dict(found))}
 
     def metrics(self, stage: str) -> dict[str, Any]:
         """What `sample` and a training stage say of a run, by file and name."""
@@ -180,6 +187,9 @@ class Review:
             yield f"Parameters: {'; '.join(f'{_code(key)} {_code(old)} → {_code(new)}' for key, old, new in changed)}."
         if code := [key for key, _, _ in _changes(self.before.code, self.after.code)]:
             yield f"Code and data that stages read: {', '.join(map(_code, code))}."
+        if versions := list(_changes(self.before.versions, self.after.versions)):
+            said = "; ".join(f"{_code(name)} {_code(old)} → {_code(new)}" for name, old, new in versions)
+            yield f"Versions of libraries that results rest on: {said}."
         if self.stages:
             yield page.SEEDED if self.comparison.seeded else ONE_RUN
             yield from page.caveats(self.comparison)

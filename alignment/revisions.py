@@ -102,6 +102,12 @@ class Revision:
         """The md5 of each of a stage's `deps` or `outs`, by path."""
         return {entry["path"]: entry["md5"] for entry in self.stages[stage].get(kind, [])}
 
+    def versions(self, stage: str) -> dict[str, str]:
+        """The versions of the libraries that a stage's result rests on."""
+        return {
+            name: str(each) for file in self.stages[stage].get("params", {}).values() for name, each in file.items()
+        }
+
     def words(self, stage: str) -> list[str]:
         """A stage's command, cut as a shell would cut it."""
         return shlex.split(self.stages[stage]["cmd"])
@@ -132,7 +138,8 @@ class Revision:
             at = words.index("--seed")
             del words[at : at + 2]
         deps = self.hashes(stage, "deps")
-        return files.digest([words, [[p, self.recipe(MAKERS[p]) if p in MAKERS else deps[p]] for p in sorted(deps)]])
+        made = [[p, self.recipe(MAKERS[p]) if p in MAKERS else deps[p]] for p in sorted(deps)]
+        return files.digest([words, made, self.versions(stage)])
 
     @cached_property
     def made(self) -> dict[str, str]:
@@ -210,11 +217,27 @@ class Checkpoint:
         """The options of the stages that made it, by `stage.option`; of a base model its name."""
         if self.stage == "base":
             return {"fetch.model": self.origin[0]}
-        stages = [
-            stage for trained, role in ROLES.items() if role in self.roles for stage in (f"sample@{role}", trained)
-        ]
-        named = {f"{stage}.{key}": value for stage in stages for key, value in self.revision.options(stage).items()}
+        options = {stage: self.revision.options(stage) for stage in self._trained}
+        named = {f"{stage}.{key}": value for stage, given in options.items() for key, value in given.items()}
+        named |= {f"version.{name}": version for name, version in self._versions(self._trained).items()}
         return {name: value for name, value in named.items() if name.rpartition(".")[2] not in UNNAMED}
+
+    @property
+    def _trained(self) -> list[str]:
+        """The stages that made it of a base model."""
+        return [stage for trained, role in ROLES.items() if role in self.roles for stage in (f"sample@{role}", trained)]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries that made and scored it."""
+        return self._versions(["fetch@model", *self._trained, f"eval@{self.stage}", f"safety@{self.stage}"])
+
+    def _versions(self, stages: list[str]) -> dict[str, str]:
+        found: dict[str, set[str]] = {}
+        for stage in stages:
+            for name, version in self.revision.versions(stage).items():
+                found.setdefault(name, set()).add(version)
+        return {name: " and ".join(sorted(versions)) for name, versions in sorted(found.items())}
 
     @cached_property
     def instruct(self) -> bool:

@@ -190,10 +190,14 @@ def stages(
     def entries(paths: tuple[str, ...]) -> list[dict[str, str]]:
         return [{"path": path, "md5": md5(here / path, path)} for path in paths]
 
+    versions = {"data/raw/versions.yaml": {"torch": more.get("torch", "2.13.0")}}
     return {
-        name: {"cmd": shlex.join(["python", "-m", module]) + f" {words}", "deps": entries(deps), "outs": entries(out)}
+        name: {
+            "cmd": shlex.join(["python", "-m", module]) + f" {words}", "deps": entries(deps), "params": versions,
+            "outs": entries(out),
+        }
         for name, (module, words, deps, out) in commands.items()
-    }
+    }  # fmt: skip
 
 
 def md5(path: Path, name: str) -> str:

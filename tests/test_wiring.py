@@ -3,6 +3,7 @@
 import ast
 import inspect
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from stages import choose, dpo, eval, fetch, report, safety, sample, sft
+from alignment import libraries
+from stages import choose, dpo, eval, fetch, report, safety, sample, sft, versions
 
 ROOT = Path(__file__).parents[1]
 MAINS = {
     "choose": choose.main,
+    "versions": versions.main,
     "sample": sample.main,
     "sft": sft.main,
     "dpo": dpo.main,
@@ -30,6 +33,7 @@ def stages() -> dict[str, Any]:
     return {stage.name: stage for stage in Repo(str(ROOT)).index.stages}
 
 
+@cache
 def imports(path: Path) -> set[Path]:
     """The modules of this project that a file imports, wherever in it; for packages, what they define."""
     found = set()
@@ -67,6 +71,38 @@ def test_code_dependencies_are_the_imports(stages: dict[str, Any]) -> None:
         assert len(corpus) == (1 if name.startswith(("fetch-corpus", "sample")) else 0), name
         wanted = closure(ROOT / script).union(*(closure(ROOT / path) for path in corpus))
         assert {path for path in _paths(stage.deps) if path.endswith(".py")} == wanted, name
+
+
+@cache
+def libraries_of(path: Path) -> set[str]:
+    """The libraries that a file imports, functions included, and that results rest on; not for types alone."""
+    found, left = set(), [ast.parse(path.read_text(encoding="utf-8"))]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+        left += ast.iter_child_nodes(node)
+    return {name for module in found & libraries.RESULTS.keys() for name in libraries.RESULTS[module]}
+
+
+def test_versions_are_those_of_the_libraries_that_a_stage_computes_with(stages: dict[str, Any]) -> None:
+    for name, stage in stages.items():
+        script = f"stages/{name.partition('@')[0]}.py"
+        if name in ("choose", "versions") or name.startswith("fetch"):  # these write names, versions, or copies
+            code = {"alignment/weights.py"} if name == "fetch@model" else set()  # but of a model, which is converted
+        else:
+            code = closure(ROOT / script)
+        wanted = set().union(*(libraries_of(ROOT / path) for path in code))
+        recorded = [dep for dep in stage.deps if dep.def_path == "data/raw/versions.yaml"]
+        assert {library for dep in recorded for library in dep.params} == wanted, name
+
+
+def test_the_lock_alone_makes_versions(stages: dict[str, Any]) -> None:
+    assert [name for name, stage in stages.items() if "requirements.lock" in _paths(stage.deps)] == ["versions"]
 
 
 def test_file_arguments_are_dependencies_or_outputs(stages: dict[str, Any]) -> None:

@@ -2,15 +2,17 @@
 
 import sys
 import tomllib
-from importlib import metadata
 from pathlib import Path
 
+from alignment import libraries
 from alignment.checks.findings import Finding, failure, ok, warning
+from alignment.command import Refused
 
 
 def check() -> list[Finding]:
     """Python and the packages, which do not depend on parameters."""
-    return [python(), packages(Path("requirements.lock"))]
+    lock = Path("requirements.lock")
+    return [python(), packages(lock), results(lock)]
 
 
 def python() -> Finding:
@@ -25,19 +27,26 @@ def python() -> Finding:
 
 
 def packages(lock: Path) -> Finding:
-    """What is installed against the lock; a build such as 2.13.0+cpu is that version."""
-    lines = [text.strip() for text in lock.read_text(encoding="utf-8").splitlines()]
-    pinned = [text.partition("==")[::2] for text in lines if text and not text.startswith(("#", "-"))]
-    other = []
-    for name, wanted in pinned:
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            version = "absent"
-        if wanted not in (version, version.partition("+")[0]):
-            other.append(f"{name} {version} (locked: {wanted})")
-    if other:
+    """What is installed against the lock."""
+    pinned = libraries.locked(lock)
+    if other := _named(libraries.others(pinned), pinned):
         named = ", ".join(other[:12]) + (f" and {len(other) - 12} more" if len(other) > 12 else "")
         text = f"{len(other)} of {len(pinned)} packages differ from {lock}: {named}"
         return warning("packages", text, f"{sys.executable} -m pip install --requirement {lock}")
     return ok("packages", f"all {len(pinned)} of {lock} are installed as locked")
+
+
+def results(lock: Path) -> Finding:
+    """The libraries that results rest on, without which in the locked versions no stage runs."""
+    try:
+        pinned = libraries.results(lock)
+    except Refused as refusal:
+        return failure("libraries", str(refusal), f"correct {lock}")
+    if other := _named(libraries.others(pinned), pinned):
+        text = f"results would rest on other versions than {lock} says: {', '.join(other)}"
+        return failure("libraries", text, f"{sys.executable} -m pip install --requirement {lock}")
+    return ok("libraries", f"the {len(pinned)} that results rest on are those of {lock}")
+
+
+def _named(others: dict[str, str], pinned: dict[str, str]) -> list[str]:
+    return [f"{name} {version} (locked: {pinned[name]})" for name, version in others.items()]
