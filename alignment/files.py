@@ -172,30 +172,36 @@ def share(value: Any, key: str) -> float:
 
 
 def kept(folder: Path) -> Path:
-    """The folder for what a stage keeps beside DVC's cache, made if it is not there.
-
-    In a checkout of this user's, that is `.dvc`, which queued copies share with it. A cache elsewhere may lie in a
-    folder that is somebody else's, and its checkpoints would be read by whoever shares it: then it is a folder of this
-    user's own within the cache, on the same large disk. `dvc gc` looks at its own names there alone.
+    """The folder for what a stage keeps from run to run, made if it is not there.
 
     Args:
-        folder: `<cache>/../<name>`, as dvc.yaml writes it; any other is taken as it is.
+        folder: as `own`.
 
     Raises:
-        Refused: it cannot be made, or not be written to.
+        Refused: it cannot be made, is somebody else's, or cannot be written to.
     """
     place = own(folder)
+    if place == folder:
+        return folder
     try:
-        place.mkdir(parents=True, exist_ok=True, mode=0o777 if place == folder.resolve() else 0o700)
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise _unwritable(place, error.strerror) from None
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise _unwritable(place, "it is not writable")
+        raise unusable(place, str(error.strerror)) from None
+    if place.stat().st_uid != os.getuid() or not os.access(place, os.W_OK | os.X_OK):
+        raise unusable(place, "it is somebody else's, or not writable")
     return place
 
 
 def own(folder: Path) -> Path:
-    """Where `kept` keeps it."""
+    """Where this user's folder beside a cache lies.
+
+    With a cache in a checkout of this user's, that is in the checkout's `.dvc`, which queued copies share. A cache
+    elsewhere may lie in a folder of anybody's: then it is within the cache, on the same large disk, under a name that
+    `dvc gc` does not look at.
+
+    Args:
+        folder: `<cache>/../<name>`, as dvc.yaml writes it; any other is taken as it is.
+    """
     if folder.parts[-2:-1] != ("..",):
         return folder
     cache = folder.parents[1].resolve()
@@ -204,9 +210,10 @@ def own(folder: Path) -> Path:
     return cache / f"user-{os.getuid()}" / folder.name
 
 
-def _unwritable(place: Path, why: str) -> Refused:
+def unusable(place: Path, why: str) -> Refused:
+    """The refusal of a folder that cannot be written to."""
     return Refused(
-        f"{place}, for what a stage keeps between runs, cannot be used ({why}).\n"
+        f"{place}, for what a stage keeps from run to run, cannot be used: {why}.\n"
         "Make DVC's cache writable to you, or name another: dvc cache dir --local <folder>"
     )
 

@@ -17,6 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alignment import files
 from alignment.command import Refused
 from alignment.revisions import WORKSPACE, Revision
 
@@ -94,7 +95,7 @@ class Records:
 
     def wheels(self) -> list[Path]:
         """The wheels that `fetch` has kept beside the cache."""
-        return sorted((self._cache.parents[1].parent / "downloads").glob("*.whl"))
+        return sorted(files.own(self._cache.parents[1] / ".." / "downloads").glob("*.whl"))
 
     def faults(self, stage: str) -> Iterator[Fault]:
         """What is damaged or missing of a stage's outputs, here and in the cache."""

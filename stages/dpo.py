@@ -69,6 +69,7 @@ def main(
 ) -> None:
     """Train the SFT policy on comparisons."""
     world = likelihood.claimed(out, device)
+    state = files.kept(state)
     settings = training.Settings(
         learning_rate, budget, epochs, batch, tokens, steps, per_device_batch, warmup, seed, checkpoint_steps,
         gradient_checkpointing, dtype, device, quantization, template,

@@ -36,6 +36,7 @@ def main(
     """Score a checkpoint on the benchmarks."""
     limits = evaluation.limits(items)
     world = likelihood.claimed(out, device)
+    state = files.kept(state)
     made_from = {
         "stage": "eval",
         "base": models.identity(base),

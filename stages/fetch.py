@@ -32,7 +32,7 @@ def model(
 ) -> None:
     """The base model: safetensors and tokenizer."""
     files.claim(out)
-    weights.fetch_model(name, source, downloads, out)
+    weights.fetch_model(name, source, files.kept(downloads), out)
 
 
 def corpus(
@@ -48,7 +48,7 @@ def corpus(
     if repository is None:
         sources.fetch_own(own, out)
     else:
-        sources.fetch(repository, source, out, downloads=downloads)
+        sources.fetch(repository, source, out, downloads=files.kept(downloads))
 
 
 def benchmarks(
@@ -62,7 +62,7 @@ def benchmarks(
     files.claim(out)
     with files.whole(out) as partial:
         for task, repository in repositories.items():
-            sources.fetch(repository, source, partial / task, downloads=downloads)
+            sources.fetch(repository, source, partial / task, downloads=files.kept(downloads))
 
 
 def safety(
@@ -77,7 +77,7 @@ def safety(
     if sentences is Sentences.own:
         sources.fetch_own(own, out, (".json",))
     else:
-        sources.fetch(pins.SAFETY, source, out, downloads=downloads)
+        sources.fetch(pins.SAFETY, source, out, downloads=files.kept(downloads))
 
 
 if __name__ == "__main__":

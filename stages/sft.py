@@ -48,6 +48,7 @@ def main(
 ) -> None:
     """Train an adapter on demonstrations."""
     world = likelihood.claimed(out, device)
+    state = files.kept(state)
     settings = training.Settings(
         learning_rate, budget, epochs, batch, tokens, steps, per_device_batch, warmup, seed, checkpoint_steps,
         gradient_checkpointing, dtype, device, quantization, template,

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def test_every_preset_can_be_used(preset: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_packages_that_differ_from_the_lock_are_named(tmp_path: Path) -> None:
     lock = tmp_path / "requirements.lock"
-    versions = {name: environment.metadata.version(name) for name in ("torch", "numpy")}
+    versions = {name: metadata.version(name) for name in ("torch", "numpy")}
     lock.write_text(f"# made by pip\ntorch=={versions['torch'].partition('+')[0]}\nnumpy=={versions['numpy']}\n")
     assert environment.packages(lock).level is Level.ok
     lock.write_text("numpy==0.1\nno-such-package==2\n")
@@ -588,3 +589,15 @@ def test_dvc_says_what_the_repository_lacks(repository: Path) -> None:
     found = checkout.dvc(checkout.repo())
     assert {finding.level for finding in found} == {Level.ok}
     assert [finding.found.split()[-1] for finding in found] == ["hardlink", "kept", "held"]
+
+
+def test_a_cache_beside_which_nothing_can_be_kept_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").mkdir()
+    assert checkout.kept(tmp_path / "cache") == []
+    assert not list((tmp_path / "cache").iterdir()), "nothing is changed"
+    (tmp_path / f"cache/user-{os.getuid()}/state").mkdir(parents=True)
+    assert checkout.kept(tmp_path / "cache") == []
+    (tmp_path / "cache/user-12345/state").mkdir(parents=True)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    (found,) = checkout.kept(tmp_path / "cache")
+    assert found.level is Level.failure and "somebody else's" in found.found and "dvc cache dir --local" in found.next

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from clones import dvc
 
 from alignment import files
 from alignment.command import Refused
@@ -207,3 +208,53 @@ def test_a_damaged_table_or_value_is_named_with_what_mends_it(tmp_path: Path) ->
             (tmp_path / name).write_bytes(content[:size])
             with pytest.raises(Refused, match=rf"{name} is damaged or cut short .*`make verify`"):
                 read(tmp_path / name)
+
+
+# What a stage keeps from run to run
+
+
+def test_checkpoints_lie_in_the_checkout_that_holds_the_cache_and_queued_copies_share_them(tmp_path: Path) -> None:
+    cache = tmp_path / "study/.dvc/cache"
+    cache.mkdir(parents=True)
+    place = files.kept(cache / ".." / "state")
+    assert place == (tmp_path / "study/.dvc/state").resolve() and place.is_dir()
+    assert files.kept(tmp_path / "as it is") == tmp_path / "as it is", "a folder that a person names"
+
+
+def test_beside_a_cache_elsewhere_nothing_is_written(tmp_path: Path) -> None:
+    """Its parent is a colleague's, or the root of a disk: a folder of this user's own lies in the cache."""
+    cache = tmp_path / "shared/dvc"
+    cache.mkdir(parents=True)
+    place = files.kept(cache / ".." / "downloads")
+    assert place == cache.resolve() / f"user-{os.getuid()}/downloads"
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["dvc"]
+
+
+def test_a_colleague_s_checkout_and_folder_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "study/.dvc/cache"
+    cache.mkdir(parents=True)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)  # all here belongs to another
+    assert files.own(cache / ".." / "state") == cache.resolve() / "user-12345/state"
+    with pytest.raises(Refused, match=r"user-12345/state, .* somebody else's(.|\n)*dvc cache dir --local <folder>"):
+        files.kept(cache / ".." / "state")
+
+
+def test_where_it_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(Refused, match="cannot be used: Not a directory"):
+        files.kept(tmp_path / "cache" / ".." / "state")
+
+
+def test_dvc_s_garbage_collection_leaves_it_alone(tmp_path: Path) -> None:
+    dvc(tmp_path, "init", "--no-scm", "--quiet")
+    (tmp_path / "elsewhere").mkdir()
+    dvc(tmp_path, "config", "cache.dir", str(tmp_path / "elsewhere"))
+    place = files.kept(Path(dvc(tmp_path, "cache", "dir").strip()) / ".." / "state")
+    assert place.is_relative_to(tmp_path / "elsewhere")
+    files.write_text(place / "sft-0a/checkpoint-1/whole.json", "{}")
+    (tmp_path / "gone").write_text("gone")
+    dvc(tmp_path, "add", "--quiet", "gone")
+    (tmp_path / "gone.dvc").unlink()
+    dvc(tmp_path, "gc", "--workspace", "--force")
+    assert [path.name for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()] == ["whole.json"]

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from alignment import machine
+from alignment import files, machine
 from alignment.checks import processes
 from alignment.checks.findings import Finding, failure, ok, warning
 from alignment.checks.parameters import Params
@@ -113,7 +113,18 @@ def dvc(study: Any) -> list[Finding]:
         found.append(ok("dvc", f"files of the cache come into the workspace by {first}"))
     if remote := study.config["core"].get("remote"):
         found.append(ok("dvc", f"default remote {remote}"))
+    found += kept(Path(study.cache.local.path).parents[1])
     return found + recorded() + (locks(Path(study.tmp_dir)) or [ok("dvc", "no lock is held")])
+
+
+def kept(cache: Path) -> list[Finding]:
+    """Whether this user can keep checkpoints and downloads beside DVC's cache; nothing where it is so."""
+    place = files.own(cache / ".." / "state")
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    if os.access(there, os.W_OK | os.X_OK) and (there != place or place.stat().st_uid == os.getuid()):
+        return []
+    said, _, way = str(files.unusable(place, f"{there} is somebody else's, or not writable")).partition("\n")
+    return [failure("dvc", said, way)]
 
 
 def link(study: Any) -> str:
