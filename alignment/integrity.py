@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -17,11 +18,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignment import files
+from alignment import copies, files
 from alignment.command import Refused
 from alignment.revisions import WORKSPACE, Revision
 
 FOLDER = ".dir"  # ends the hash of a folder, which is that of the list of its files
+HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 _known: dict[tuple[int, ...], str] = {}  # the md5 of a file by what makes it this file: a hard link is read once
 
@@ -46,7 +48,8 @@ class Records:
         stages: the names of the stages, in the order of dvc.yaml.
 
     Raises:
-        Refused: dvc.lock or dvc.yaml cannot be read, or dvc.lock lacks a stage.
+        Refused: dvc.lock or dvc.yaml cannot be read, dvc.lock lacks a stage, or a path of theirs leads out of the
+            repository.
     """
 
     def __init__(self) -> None:
@@ -65,8 +68,50 @@ class Records:
                 f"dvc.lock does not record {', '.join(lacking)}: they were never run, or it is cut short.\n"
                 "`dvc repro` runs them, `git checkout -- dvc.lock` brings it back"
             )
+        self._made = {stage.addressing: stage for stage in stages}
         self._cached = {out.def_path for stage in stages for out in stage.outs if out.use_cache}
         self._cache = Path(os.path.relpath(repo.cache.local.path))
+        for name in self.stages:
+            self._refuse_leading_out(name)
+
+    def named(self, stage: str, kind: str) -> list[str]:
+        """The paths of a stage's `deps` or `outs` in dvc.yaml."""
+        return [each.def_path for each in getattr(self._made[stage], kind)]
+
+    def commands(self, stage: str) -> list[str]:
+        """What dvc.yaml, with the parameters as they are now, has run for a stage: one after the other, as DVC does."""
+        given = self._made[stage].cmd
+        return list(given) if isinstance(given, list) else given.splitlines()
+
+    def departs(self, stage: str) -> str | None:
+        """What dvc.lock records of a stage otherwise than dvc.yaml gives it now, both shown; None if nothing."""
+        recorded = self.revision.stages[stage]
+        pairs = {
+            "another command": (recorded["cmd"], self._made[stage].cmd),
+            "other inputs": (sorted(self.revision.hashes(stage, "deps")), sorted(self.named(stage, "deps"))),
+            "other outputs": (sorted(self.revision.hashes(stage, "outs")), sorted(self.named(stage, "outs"))),
+        }
+        for what, (then, now) in pairs.items():
+            if then != now:
+                was, gives = (each if isinstance(each, str) else "\n    ".join(each) for each in (then, now))
+                return f"{what} than dvc.yaml gives now, with params.yaml.\n  dvc.lock: {was}\n  dvc.yaml: {gives}"
+        return None
+
+    def _refuse_leading_out(self, stage: str) -> None:
+        if not Path(self._made[stage].wdir).samefile("."):
+            raise Refused(
+                f"{stage} has `wdir: {os.path.relpath(self._made[stage].wdir)}`, from where its paths are meant.\n"
+                "Write them in dvc.yaml from the repository's own folder, without `wdir`, and `dvc repro`"
+            )
+        for path in [*self.named(stage, "outs"), *self.revision.hashes(stage, "outs")]:
+            if copies.leads_out(path):
+                raise Refused(
+                    f"{path}, an output of {stage}, leads out of the repository, and is neither read nor removed.\n"
+                    "If dvc.yaml names it, give it a place in the repository; if only dvc.lock does, that was edited"
+                )
+        for path in [*self.named(stage, "deps"), *self.revision.hashes(stage, "deps")]:
+            if ".." in Path(path).parts:
+                raise Refused(f"{path}, an input of {stage}, leads out of the repository; give it by its absolute path")
 
     def files(self, path: str, md5: str, root: Path = Path()) -> dict[str, str] | None:
         """The recorded files of an output or input, by path, with their md5.
@@ -83,6 +128,8 @@ class Records:
             return {path: md5}
         if holds(self._object(md5), md5.removesuffix(FOLDER)):
             entries = json.loads(self._object(md5).read_bytes())
+            if outside := [entry["relpath"] for entry in entries if copies.leads_out(entry["relpath"])]:
+                raise Refused(f"the list of files of {path} names {outside[0]}, which leads out of it: it was forged")
             return {f"{path}/{entry['relpath']}": entry["md5"] for entry in entries}
         found = listing(path, root)
         if folder_md5(path, found) != md5:
@@ -109,6 +156,8 @@ class Records:
                 yield Fault(says, self._mend(stage, path, md5, bool(here), objects, bool(damaged or missing)))
 
     def _object(self, md5: str) -> Path:
+        if not HASH.fullmatch(md5):
+            raise Refused(f"a recorded hash is {md5!r}, which is no md5 and would lead out of DVC's cache")
         return self._cache / md5[:2] / md5[2:]
 
     def _faults_here(self, path: str, md5: str) -> Iterator[str]:

@@ -109,8 +109,9 @@ class Revision:
         }
 
     def words(self, stage: str) -> list[str]:
-        """A stage's command, cut as a shell would cut it."""
-        return shlex.split(self.stages[stage]["cmd"])
+        """A stage's command, cut as a shell would cut it; several, one after the other."""
+        given = self.stages[stage]["cmd"]
+        return shlex.split(given if isinstance(given, str) else "\n".join(given))
 
     def options(self, stage: str) -> dict[str, str]:
         """The options of a stage's command and their values; a flag's value is its own name."""

@@ -3,9 +3,10 @@
 In: the names of stages. Out: damaged and missing files, each with what mends it; for each stage `reproduced`, or the
 first difference; exit code 1 unless all is well. Nothing in the workspace or in DVC's cache is changed.
 
-A stage runs by the command of dvc.lock, from the inputs that stand there, in a temporary copy of what git tracks with
-a cache, a state and downloads of its own: no checkpoint and no cached run of yours is taken up. On a GPU, numbers
-within `alignment.differences.ON_GPU` count as reproduced, and are said to.
+A stage runs by the command that dvc.yaml gives it, from the inputs that dvc.lock records, in a temporary copy of what
+git tracks with a cache, a state and downloads of its own: no checkpoint and no cached run of yours is taken up. What
+dvc.lock records otherwise than dvc.yaml is shown and not run. On a GPU, numbers within `alignment.differences.ON_GPU`
+count as reproduced, and are said to.
 """
 
 import os
@@ -16,11 +17,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import IO, Annotated, NamedTuple
 
 import typer
 
-from alignment import command, differences, experiments, files, integrity
+from alignment import command, copies, differences, experiments, integrity
 from alignment.command import Refused
 from alignment.differences import Tolerance
 from alignment.integrity import Records
@@ -112,40 +113,51 @@ def rerun(records: Records, stage: str) -> Verdict:
         print(f"{stage}: runs again; what it says is in {log}")
         started = time.monotonic()
         with log.open("wb") as stream:
-            environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-            words = ["/bin/sh", "-c", records.revision.stages[stage]["cmd"]]
-            ended = subprocess.run(words, cwd=copy, env=environment, stdout=stream, stderr=stream, check=False)
+            code = run(records.commands(stage), copy, stream)
         seconds = time.monotonic() - started
-        if ended.returncode:
+        if code:
             said = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")[-TAIL:]
-            return Verdict(False, "\n  ".join([f"failed with exit code {ended.returncode}:", *said]))
+            return Verdict(False, "\n  ".join([f"failed with exit code {code}:", *said]))
         return compare(records, stage, copy, seconds)
+
+
+def run(commands: list[str], folder: Path, log: IO[bytes]) -> int:
+    """Run a stage's commands until one fails; the exit code of the last that ran."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for each in commands:
+        ended = subprocess.run(
+            ["/bin/sh", "-c", each], cwd=folder, env=environment, stdout=log, stderr=log, check=False
+        )
+        if ended.returncode:
+            return ended.returncode
+    return 0
 
 
 def lay_out(records: Records, stage: str, copy: Path) -> None:
     """Make the copy that a stage runs in: what git tracks, with the stage's recorded inputs and no outputs.
 
     Raises:
-        Refused: an input is not at hand as it was recorded.
+        Refused: dvc.lock and dvc.yaml differ about the stage, or an input is not at hand as it was recorded.
     """
+    if departs := records.departs(stage):
+        raise Refused(
+            f"dvc.lock records {departs}\n"
+            f"  if dvc.yaml or params.yaml was changed since, `dvc repro {stage}` records it; else dvc.lock was edited"
+        )
     for name in filter(None, experiments.git("ls-files", "-z").split("\0")):
         if Path(name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(name, copy / name)
+            shutil.copy(name, copies.clear(copy, name))
     for other in records.stages:
-        for out in records.revision.hashes(other, "outs"):
-            files.remove(copy / out)
-            (copy / out).parent.mkdir(parents=True, exist_ok=True)
-    (copy / ".dvc/downloads").mkdir(parents=True)
-    (copy / ".dvc/config.local").write_text(CONFIG, encoding="utf-8")
+        for out in records.named(other, "outs"):
+            copies.clear(copy, out)
+    copies.clear(copy, ".dvc/config.local").write_text(CONFIG, encoding="utf-8")
+    copies.clear(copy, ".dvc/downloads").mkdir()
     for wheel in records.wheels():
-        (copy / ".dvc/downloads" / wheel.name).symlink_to(wheel.resolve())
+        copies.clear(copy, f".dvc/downloads/{wheel.name}").symlink_to(wheel.resolve())
     for name, source in inputs(records, stage):
         copied = source == Path(name) and (copy / name).is_file()
         if not copied and not Path(name).is_absolute():  # as a user's own file may be, which is read where it lies
-            files.remove(copy / name)
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).symlink_to(source.resolve())
+            copies.clear(copy, name).symlink_to(source.resolve())
 
 
 def inputs(records: Records, stage: str) -> Iterator[tuple[str, Path]]:
@@ -155,8 +167,6 @@ def inputs(records: Records, stage: str) -> Iterator[tuple[str, Path]]:
         Refused: one is not at hand as it was recorded.
     """
     for path, md5 in records.revision.hashes(stage, "deps").items():
-        if ".." in Path(path).parts:
-            raise Refused(f"{path} lies outside of the repository; give it by its absolute path")
         for name, each in (records.files(path, md5) or {path: md5}).items():
             source = records.find(name, each)
             if source is None:

@@ -255,8 +255,8 @@ def test_an_input_that_was_edited_is_named(study: Path) -> None:
 
 
 def test_a_stage_that_fails_shows_why(study: Path) -> None:
-    text = (study / "dvc.lock").read_text().replace("stages.choose params.yaml", "stages.choose hhh.yaml")
-    (study / "dvc.lock").write_text(text)
+    for name in ("dvc.lock", "dvc.yaml"):
+        change(study, name, "stages.choose params.yaml", "stages.choose hhh.yaml")
     printed = run_verify(study, "choose", code=1)
     assert "choose: failed with exit code 1:" in printed and "hhh.yaml" in printed
 
