@@ -34,7 +34,7 @@ check: .venv  ## format, lint, types, the workflow's schema
 	mypy
 	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/study.yml
 
-preset:  ## params.yaml becomes a preset; `git checkout params.yaml` returns
+preset:  ## params.yaml becomes a preset; `git stash push params.yaml` returns and keeps it
 	cp presets/$(PRESET).yaml params.yaml
 
 doctor: .venv  ## before a long run: can this machine, this checkout and its sources do what params.yaml says?

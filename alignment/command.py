@@ -23,7 +23,11 @@ from typer.core import TyperCommand
 SEEDS = 2**32 - 1  # NumPy takes no larger one
 # DVC writes a key of params.yaml as it stands there (`--max_length`); Typer's flags have dashes.
 FLAGS = {"token_normalize_func": lambda name: name.replace("_", "-")}
-RESTORE = "git checkout -- params.yaml dvc.lock metrics && dvc checkout"
+# Nothing here may lose what no commit has: parameters are the user's, results come from DVC's cache.
+RESTORE = (
+    "DVC removed the last result of {stage} before it began. Set back what was changed, and `dvc repro` brings it\n"
+    "back, from its cache where it can; `dvc checkout {stage}` brings back the cached files alone."
+)
 
 
 class Refused(Exception):
@@ -80,13 +84,12 @@ def go_offline() -> None:
         os.environ[name] = "1"
 
 
-def run(*mains: Callable[..., Any], offline: bool = True, stage: bool = True) -> None:
+def run(*mains: Callable[..., Any], offline: bool = True) -> None:
     """Run the command line against `mains`: one is the command itself, several are its subcommands.
 
     Args:
         mains: functions whose parameters Typer turns into arguments and options.
         offline: whether the hub's clients are kept off the network, for every stage but `fetch`.
-        stage: whether DVC runs it and has deleted its last result, so that a refusal says what brings that back.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # in a file or a pipe too, messages come as they are said
         sys.stdout.reconfigure(line_buffering=True)
@@ -99,12 +102,17 @@ def run(*mains: Callable[..., Any], offline: bool = True, stage: bool = True) ->
     warnings.filterwarnings("ignore", message="Could not find a config file in", category=UserWarning)
     _keep_pages()
     end_with_parent()
+    code: Any = 0
     try:
         parser(*mains)()
     except Refused as refusal:
-        back = f"\n\nto go back to the last result: {RESTORE}" if stage else ""
-        print(f"\nerror: {refusal}{back}", file=sys.stderr)
-        raise SystemExit(1) from None
+        print(f"\nerror: {refusal}", file=sys.stderr)
+        code = 1
+    except SystemExit as ended:  # as Typer ends, after its own refusal of a flag too
+        code = ended.code
+    if code and "DVC_STAGE" in os.environ:
+        print(f"\n{RESTORE.format(stage=os.environ['DVC_STAGE'])}", file=sys.stderr)
+    raise SystemExit(code)
 
 
 def _keep_pages() -> None:

@@ -7,8 +7,11 @@ In: DVC's repository, names and parameters. Out: experiments of a commit, which 
 leaves the workspace's edits in git's stash.
 """
 
+import contextlib
+import fcntl
 import itertools
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -94,6 +97,29 @@ def bury(queue: Any, entry: Any) -> None:
     queue.kill([entry.stash_rev], force=True)
 
 
+@contextlib.contextmanager
+def queueing(repo: Any) -> Iterator[None]:
+    """Be the one `make study` that puts experiments into the queue; wait while another one does.
+
+    DVC sets the workspace's edits aside meanwhile: what another then saw of them would be wrong. The system takes the
+    lock back from a process that ends, so whoever has it knows that no other is alive in here.
+    """
+    with (Path(repo.tmp_dir) / "study.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            print(
+                f"another `make study` copies the workspace into DVC's queue: process {lock.read()}.\n"
+                "This one waits for that and then follows the same queue; Ctrl-C leaves it to the other"
+            )
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} since {time.strftime('%H:%M:%S')}")
+        lock.flush()
+        yield
+
+
 def refuse_set_aside(repo: Any) -> None:
     """Refuse to go on with a workspace that a killed `enqueue` has not brought back.
 
@@ -102,12 +128,19 @@ def refuse_set_aside(repo: Any) -> None:
     """
     note = _note(repo)
     if note.is_file() and (before := files.read_json(note)) != _place():
-        branch = before["branch"]
         raise Refused(
-            f"DVC was killed while it had set the edits of {branch} aside: see `git status` and `git stash list`.\n"
-            f"if they are there, `git checkout --force {branch} && git stash pop` brings them back; then, or if "
-            f"nothing is missing, rm {os.path.relpath(note)}"
+            f"DVC was killed while it had set the edits of {before['branch']} aside, as `git stash list` shows.\n"
+            f"`{_back(before)}`\nbrings them back, and keeps in the stash what is here now; then, or if nothing is "
+            f"missing, rm {os.path.relpath(note)}"
         )
+
+
+def _back(before: dict[str, str]) -> str:
+    """The command that brings the edits back that DVC has set aside; what is in their place is stashed before."""
+    stashed = git("stash", "list", "--format=%H").splitlines()
+    newer = stashed[: stashed.index(before["stash"])] if before["stash"] in stashed else stashed
+    steps = ["git stash push", f"git checkout {shlex.quote(before['branch'])}"]
+    return " && ".join(steps + [f"git stash apply {each}" for each in newer[-1:]])
 
 
 def _note(repo: Any) -> Path:

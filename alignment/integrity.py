@@ -66,7 +66,7 @@ class Records:
         if lacking := [stage for stage in self.stages if stage not in self.revision.stages]:
             raise Refused(
                 f"dvc.lock does not record {', '.join(lacking)}: they were never run, or it is cut short.\n"
-                "`dvc repro` runs them, `git checkout -- dvc.lock` brings it back"
+                "`dvc repro` runs them; what ran before comes from its cache"
             )
         self._made = {stage.addressing: stage for stage in stages}
         self._cached = {out.def_path for stage in stages for out in stage.outs if out.use_cache}
@@ -149,34 +149,36 @@ class Records:
         for path, md5 in self.revision.hashes(stage, "outs").items():
             here = list(self._faults_here(path, md5))
             damaged, missing = self._faults_in_cache(path, md5) if path in self._cached else ([], [])
-            says = [*here, *(f"{place}, DVC's copy of {of}, is damaged" for place, of in damaged)]
+            says = [said for said, _ in here]
+            says += [f"{place}, DVC's copy of {of}, is damaged" for place, of in damaged]
             says += [f"{place}, DVC's copy of {of}, is missing" for place, of in missing]
             if says:
-                objects = [place for place, _ in damaged]
-                yield Fault(says, self._mend(stage, path, md5, bool(here), objects, bool(damaged or missing)))
+                gone = [place for _, place in here if place] + [place for place, _ in damaged]
+                yield Fault(says, self._mend(stage, path, md5, bool(here), gone, bool(damaged or missing)))
+            if added := [name for name in listing(path) if name not in (self.files(path, md5) or [name])]:
+                yield Fault([f"{name} was not recorded" for name in added], "move it elsewhere")
 
     def _object(self, md5: str) -> Path:
         if not HASH.fullmatch(md5):
             raise Refused(f"a recorded hash is {md5!r}, which is no md5 and would lead out of DVC's cache")
         return self._cache / md5[:2] / md5[2:]
 
-    def _faults_here(self, path: str, md5: str) -> Iterator[str]:
+    def _faults_here(self, path: str, md5: str) -> Iterator[tuple[str, Path | None]]:
+        """What is wrong with an output in the workspace, and what must go before it can come back."""
         if not Path(path).exists():
-            yield f"{path} is missing"
+            yield f"{path} is missing", None
             return
         recorded = self.files(path, md5)
         if recorded is None:
-            yield f"{path} holds other files or bytes than were recorded; which, is not known: their list is lost too"
+            lost = "which, is not known: their list is lost too"
+            yield f"{path} holds other files or bytes than were recorded; {lost}", Path(path)
             return
         for name, each in recorded.items():
             if not Path(name).is_file():
-                yield f"{name} is missing"
+                yield f"{name} is missing", None
             elif not holds(Path(name), each):
-                yield f"{name} is damaged or edited: its md5 is {file_md5(Path(name))}, recorded is {each}"
-        if md5.endswith(FOLDER):
-            for name in listing(path):
-                if name not in recorded:
-                    yield f"{name} was not recorded"
+                said = f"{name} is damaged or edited: its md5 is {file_md5(Path(name))}, recorded is {each}"
+                yield said, Path(name)
 
     def _faults_in_cache(self, path: str, md5: str) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
         """The objects behind an output that are damaged, and those that are missing, each with whose copy it is."""
@@ -187,19 +189,25 @@ class Records:
         damaged = [(place, of) for place, (of, each) in wanted.items() if place.is_file() and not holds(place, each)]
         return damaged, missing
 
-    def _mend(self, stage: str, path: str, md5: str, here: bool, damaged: list[Path], cache: bool) -> str:
+    def _mend(self, stage: str, path: str, md5: str, here: bool, gone: list[Path], cache: bool) -> str:
+        """The command that mends an output; of what it removes, each file was named."""
         if path not in self._cached:
             again = f"dvc repro --force --single-item {stage}"
             kept = committed(path)
             whole = md5 in (kept.get(path), folder_md5(path, kept))
             return f"git checkout -- {shlex.quote(path)}" if whole else again
-        gone = [Path(path)] * here + damaged
-        remove = f"rm -rf {shlex.join(map(str, gone))} && " if gone else ""
+        remove = "".join(f"{_put_away(place)} && " for place in gone)
         if not cache:
             return f"{remove}dvc checkout {shlex.quote(path)}"
         if not here:
             return f"{remove}dvc commit {stage}"
         return f"{remove}dvc repro {stage} (or, from a remote, dvc pull {shlex.quote(path)})"
+
+
+def _put_away(place: Path) -> str:
+    """The command that removes a damaged file; a folder of which it is not known what is damaged is kept beside."""
+    name = str(place)
+    return f"mv {shlex.join([name, f'{name}.damaged'])}" if place.is_dir() else f"rm -f {shlex.quote(name)}"
 
 
 def holds(path: Path, md5: str) -> bool:

@@ -145,4 +145,4 @@ def _off(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], lm: Any, exac
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False, stage=False)
+    command.run(main, offline=False)

@@ -564,4 +564,4 @@ def _lock_at(clone: Clone, name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False, stage=False)
+    command.run(main, offline=False)

@@ -100,4 +100,4 @@ def _memory(process: psutil.Process) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False, stage=False)
+    command.run(main, offline=False)

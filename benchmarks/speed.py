@@ -155,4 +155,4 @@ def _shaped(shape: str, vocabulary: int, dtype: Dtype, device: str) -> Any:
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False, stage=False)
+    command.run(main, offline=False)

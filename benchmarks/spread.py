@@ -107,4 +107,4 @@ def _markdown(title: str, found: dict[float, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False, stage=False)
+    command.run(main, offline=False)

@@ -226,4 +226,4 @@ def line(work: str, name: str, runs: list[Measured], ours: list[Measured], peak:
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False, stage=False)
+    command.run(main, offline=False)

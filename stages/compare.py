@@ -75,4 +75,4 @@ def _markdown(part: Part, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, stage=False)
+    command.run(main)

@@ -40,4 +40,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command.run(main, stage=False)
+    command.run(main)

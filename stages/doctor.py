@@ -70,4 +70,4 @@ def check(params: Params) -> list[Finding]:
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False, stage=False)
+    command.run(main, offline=False)

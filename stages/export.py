@@ -87,4 +87,4 @@ def card(base: Path, checkpoint: str, made_from: dict[str, Any], metrics: Path) 
 
 
 if __name__ == "__main__":
-    command.run(main, stage=False)
+    command.run(main)

@@ -27,13 +27,14 @@ def main(path: Annotated[Path, typer.Argument(metavar="PARAMS", help="a params f
 
     commit = experiments.git("rev-parse", "--verify", "HEAD")
     with Repo() as repo:
-        experiments.refuse_set_aside(repo)
-        wanted = plan(path, commit)
-        names = [each.name for each in wanted]
-        before = experiments.finished(commit, names)
-        queue = repo.experiments.celery_queue
-        known = experiments.settle(queue, names) | before
-        experiments.enqueue(repo, [each for each in wanted if each.name not in known])
+        with experiments.queueing(repo):
+            experiments.refuse_set_aside(repo)
+            wanted = plan(path, commit)
+            names = [each.name for each in wanted]
+            before = experiments.finished(commit, names)
+            queue = repo.experiments.celery_queue
+            known = experiments.settle(queue, names) | before
+            experiments.enqueue(repo, [each for each in wanted if each.name not in known])
         experiments.follow(queue)
     failed = sorted(set(names) - experiments.finished(commit, names), key=names.index)
     print(f"\n{len(names)} experiments: {len(before)} finished before, {len(names) - len(before) - len(failed)} now")
@@ -90,4 +91,4 @@ def compare(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False, stage=False)
+    command.run(main, offline=False)

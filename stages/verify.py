@@ -172,7 +172,7 @@ def inputs(records: Records, stage: str) -> Iterator[tuple[str, Path]]:
             if source is None:
                 raise Refused(
                     f"{name} is not what dvc.lock records, and the cache does not have that either.\n"
-                    f"  if it was edited since: `dvc repro {stage}` records it, `git checkout -- {name}` brings it back"
+                    f"  if it was edited: `dvc repro {stage}` records it, or `git stash push -- {name}` keeps it apart"
                 )
             yield name, source
 
@@ -224,4 +224,4 @@ def _files(count: int) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, offline=False, stage=False)
+    command.run(main, offline=False)

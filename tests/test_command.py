@@ -1,5 +1,6 @@
 """A stage as a command: flags, refusals, the network, its end with its parent."""
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clones import change, dvc, git
 from test_wiring import MAINS
 from typer import BadParameter
 from typer.exceptions import TyperException
@@ -78,13 +80,64 @@ def test_an_unknown_missing_or_mistyped_flag_is_named(given: list[str], named: s
     assert ended.returncode == 2 and named in ended.stderr and "Traceback" not in ended.stderr
 
 
-def test_a_refusal_is_one_message_with_the_way_back() -> None:
+def test_a_refusal_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = stage("refused", "--learning_rate", "1", "--own")
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == (
-        "\nerror: no such thing; take another\n\n"
-        "to go back to the last result: git checkout -- params.yaml dvc.lock metrics && dvc checkout\n"
+    assert ended.stderr == "\nerror: no such thing; take another\n"
+    monkeypatch.setenv("DVC_STAGE", "sft")
+    back = (
+        "\nDVC removed the last result of sft before it began. Set back what was changed, and `dvc repro` brings it\n"
+        "back, from its cache where it can; `dvc checkout sft` brings back the cached files alone.\n"
     )
+    assert stage("refused", "--learning_rate", "1", "--own").stderr == ended.stderr + back
+    assert stage("a", "--own").stderr.endswith(back) and back not in stage("a", "--own", "--help").stderr
+
+
+TRAINED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, ROOT)
+from alignment import command
+
+def main(rank: int) -> None:
+    if not rank:
+        raise command.Refused("no adapter has rank 0")
+    print("trains")
+    Path("model.txt").write_text(f"{rank}")
+    Path("metrics.txt").write_text(f"{rank}")
+
+command.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_refusal_advises_loses_no_uncommitted_work(tmp_path: Path) -> None:
+    """Parameters, results and notes that no commit has: all of it is there after each command that is named."""
+    stages = {"sft": {"cmd": f"{sys.executable} sft.py ${{rank}}", "deps": ["sft.py"], "outs": ["model.txt"]}}
+    stages["sft"]["metrics"] = [{"metrics.txt": {"cache": False}}]
+    for name, text in (
+        ("dvc.yaml", json.dumps({"stages": stages})),
+        ("sft.py", TRAINED.replace("ROOT", repr(str(ROOT)))),
+        ("params.yaml", "rank: 4\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    git(tmp_path, "init", "--quiet")
+    dvc(tmp_path, "init", "--quiet")
+    dvc(tmp_path, "repro", "--quiet")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "--quiet", "--message", "first")
+    (tmp_path / "params.yaml").write_text("rank: 8\nnote: mine\n")
+    assert "trains" in dvc(tmp_path, "repro")
+    kept = {name: (tmp_path / name).read_text() for name in ("params.yaml", "dvc.lock", "model.txt", "metrics.txt")}
+    change(tmp_path, "params.yaml", "8", "0")
+    printed = dvc(tmp_path, "repro", code=255)
+    advised = re.findall(r"`(dvc [^`]+)`", printed)
+    assert advised == ["dvc repro", "dvc checkout sft"] and not (tmp_path / "model.txt").exists()
+    dvc(tmp_path, "checkout", "sft")
+    assert (tmp_path / "model.txt").read_text() == "8" and "note: mine" in (tmp_path / "params.yaml").read_text()
+    change(tmp_path, "params.yaml", "0", "8")
+    assert "trains" not in dvc(tmp_path, "repro"), "it comes from the cache"
+    assert {name: (tmp_path / name).read_text() for name in kept} == kept
 
 
 def test_a_bug_is_a_traceback() -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from clones import dvc, git
+from clones import ENVIRONMENT, dvc, git
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,6 +152,33 @@ def test_nothing_outside_the_copy_is_touched_and_the_path_is_refused(
         verify.main(["end"])
     assert "rm -rf" not in capsys.readouterr().out, "nor is it advised"
     assert outside(sandbox) == before
+
+
+def test_what_mends_removes_nothing_but_what_was_named(sandbox: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither notes in an output's folder nor, where it is not known what is damaged in it, the folder."""
+    Path("made/notes.txt").write_text("mine")
+    Path("made/a.txt").write_text("damaged")
+    assert follow(capsys) == ["rm -f made/a.txt && dvc checkout made", "move it elsewhere"]
+    assert Path("made/notes.txt").read_text() == "mine", "DVC does not remove it either"
+    Path("made/notes.txt").rename("notes.txt")
+    dvc(Path(), "checkout", "made")
+    (cached,) = Path(".dvc/cache").rglob("*.dir")
+    cached.unlink()
+    Path("made/a.txt").write_text("my words")
+    (mend,) = follow(capsys)
+    assert mend.startswith("mv made made.damaged && dvc repro make")
+    assert Path("made.damaged/a.txt").read_text() == "my words"
+
+
+def follow(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Type the commands that are advised for the first stage, and return them."""
+    capsys.readouterr()
+    verify.check(Records(), "make")
+    lines = capsys.readouterr().out.splitlines()
+    advised = [line.partition(": ")[2] for line in lines if line.startswith("  to mend it: ")]
+    for line in advised:
+        subprocess.run(["sh", "-c", line.partition(" (or")[0]], env=ENVIRONMENT, check=False, capture_output=True)
+    return advised
 
 
 def test_a_link_in_place_of_an_output_s_folder_is_not_followed(sandbox: Path) -> None:

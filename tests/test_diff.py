@@ -154,4 +154,4 @@ def test_a_shallow_clone_is_told_what_it_lacks(origin: Path, tmp_path: Path) -> 
         done.returncode
         and "`git fetch --unshallow` brings older commits; in a workflow, `fetch-depth: 0`" in done.stderr
     )
-    assert "Traceback" not in done.stderr and "go back to the last result" not in done.stderr
+    assert "Traceback" not in done.stderr and "DVC removed" not in done.stderr

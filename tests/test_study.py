@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from clones import ENVIRONMENT, change, dvc, git, ran
 
-from alignment import experiments
+from alignment import experiments, files
 from alignment.command import Refused
 from alignment.experiments import Experiment
 from stages import study
@@ -281,13 +282,67 @@ def test_experiments_of_others_are_not_run(toy: Path) -> None:
     assert "`dvc queue remove NAME` if queued" in printed
 
 
-@pytest.mark.slow
-def test_edits_that_a_killed_dvc_has_set_aside_are_missed(toy: Path) -> None:
-    note = toy / ".dvc/tmp/set-aside.json"
-    note.write_text('{"branch": "main", "stash": "abc"}')
-    printed = run(toy, code=1)
-    assert "DVC was killed while it had set the edits of main aside" in printed
-    assert "rm .dvc/tmp/set-aside.json" in printed
+@pytest.fixture
+def aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What a DVC leaves that was killed as it queued: edits in git's stash, its own in their place; then others'."""
+    (tmp_path / "params.yaml").write_text("committed")
+    (tmp_path / "notes.txt").write_text("committed")
+    git(tmp_path, "init", "--quiet", "--initial-branch", "main")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "--quiet", "--message", "first")
+    (tmp_path / "params.yaml").write_text("older, which is stashed")
+    git(tmp_path, "stash")
+    (tmp_path / "params.yaml").write_text("days of work")
+    monkeypatch.chdir(tmp_path)
+    repo = SimpleNamespace(tmp_dir=str(tmp_path / ".git"))
+    files.write_json(experiments._note(repo), experiments._place())
+    git(tmp_path, "stash")
+    git(tmp_path, "checkout", "--quiet", "--detach")
+    (tmp_path / "params.yaml").write_text("an experiment's")
+    (tmp_path / "notes.txt").write_text("written since")
+    return repo
+
+
+def test_what_dvc_had_set_aside_comes_back_by_what_is_advised(aside: SimpleNamespace) -> None:
+    with pytest.raises(Refused, match="killed while it had set the edits of main aside") as refusal:
+        experiments.refuse_set_aside(aside)
+    (way,) = re.findall(r"`(git stash push .*?)`", str(refusal.value))
+    assert "--force" not in way
+    identity = {f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    subprocess.run(["sh", "-c", way], check=True, env={**ENVIRONMENT, **identity})
+    assert git(Path(), "branch", "--show-current") == "main\n"
+    assert Path("params.yaml").read_text() == "days of work"
+    stashed = [git(Path(), "show", f"stash@{{{n}}}:{name}") for n in range(3) for name in ("params.yaml", "notes.txt")]
+    assert {"older, which is stashed", "days of work", "an experiment's", "written since"} <= {*stashed}
+
+
+def test_a_study_begins_with_what_was_set_aside(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.write_json(toy / ".dvc/tmp/set-aside.json", {"branch": "main", "stash": "abc"})
+    monkeypatch.chdir(toy)
+    with pytest.raises(Refused, match=r"set the edits of main aside(.|\n)*rm \.dvc/tmp/set-aside\.json"):
+        study.main(Path("params.yaml"))
+
+
+def test_a_second_study_waits_while_the_first_one_queues(aside: SimpleNamespace) -> None:
+    """The first has set edits aside too, as it must, and is alive: no advice, but who is at work, and since when."""
+    code = "import sys, types; from alignment import experiments\n"
+    code += "with experiments.queueing(types.SimpleNamespace(tmp_dir=sys.argv[1])): print('holds', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, aside.tmp_dir], text=True,
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as first:  # fmt: skip
+        assert first.stdout and first.stdout.readline() == "holds\n"
+        second = subprocess.Popen(
+            [sys.executable, "-u", "-c", code, aside.tmp_dir], text=True,
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert second.stdout
+        waits = second.stdout.readline() + second.stdout.readline()
+        assert re.search(rf"another `make study` .*process {first.pid} since \d\d:\d\d:\d\d", waits), waits
+        assert "waits" in waits and "Ctrl-C" in waits and "git" not in waits
+        first.kill()
+        assert second.stdout.readline() == "holds\n", "whatever ended the first"
+        second.communicate()
 
 
 # The real pipeline ---------------------------------------------------------------------------------------------------

@@ -80,12 +80,18 @@ def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 # What is spoilt, and the command that is offered.
 SPOILT = {
-    "a raw file": (RAW, "rm -rf data/raw/demonstrations && dvc checkout data/raw/demonstrations"),
+    "a raw file": (RAW, f"rm -f {RAW} && dvc checkout data/raw/demonstrations"),
     "a benchmark": ("data/raw/benchmarks/piqa/piqa_validation.parquet", "dvc checkout data/raw/benchmarks"),
     "where it is from": ("data/raw/safety/provenance.json", "dvc checkout data/raw/safety"),
     "sampled rows": ("data/sampled/comparisons.parquet", "dvc checkout data/sampled/comparisons.parquet"),
-    "an adapter": ("models/dpo/adapter_model.safetensors", "rm -rf models/dpo && dvc checkout models/dpo"),
-    "base weights": ("models/base/model.safetensors", "rm -rf models/base && dvc checkout models/base"),
+    "an adapter": (
+        "models/dpo/adapter_model.safetensors",
+        "rm -f models/dpo/adapter_model.safetensors && dvc checkout",
+    ),
+    "base weights": (
+        "models/base/model.safetensors",
+        "rm -f models/base/model.safetensors && dvc checkout models/base",
+    ),
     "a per-item table": ("data/eval/sft.parquet", "dvc checkout data/eval/sft.parquet"),
     "a per-sentence table": ("data/safety/base.parquet", "dvc checkout data/safety/base.parquet"),
     "metrics": ("metrics/eval/dpo.json", "git checkout -- metrics/eval/dpo.json"),
@@ -110,7 +116,7 @@ def test_a_flipped_byte_in_the_cache_is_named(name: str, study: Path, capsys: py
     lines = said(capsys)
     of = f"the list of files of {name}" if damaged.suffix else name
     assert any(f"{damaged}, DVC's copy of {of}, is damaged" in line for line in lines)
-    assert any(f"rm -rf {damaged} && dvc commit" in line for line in lines)
+    assert any(f"rm -f {damaged} && dvc commit" in line for line in lines)
 
 
 def test_one_byte_under_two_names_is_named_twice(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +128,7 @@ def test_one_byte_under_two_names_is_named_twice(study: Path, capsys: pytest.Cap
     spoil(study / name, flip)
     here, there, mend = said(capsys)
     assert name in here and str(kept) in there
-    assert f"rm -rf {name} {kept} && dvc repro safety@dpo" in mend
+    assert f"rm -f {name} && rm -f {kept} && dvc repro safety@dpo" in mend
 
 
 def test_a_file_cut_at_a_line_s_end_is_named(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +184,7 @@ def run_offered(lines: list[str]) -> None:
 def test_a_lock_that_is_cut_short_is_refused(study: Path) -> None:
     text = (study / "dvc.lock").read_text()
     (study / "dvc.lock").write_text(text[: text.index("  eval@dpo:")])
-    with pytest.raises(Refused, match=r"dvc.lock does not record .*eval@dpo(.|\n)*git checkout -- dvc.lock"):
+    with pytest.raises(Refused, match=r"dvc.lock does not record .*eval@dpo(.|\n)*`dvc repro` runs them"):
         Records()
     (study / "dvc.lock").write_text(text.replace("      md5:", "      md6:", 1))
     with pytest.raises(Refused, match=r"dvc\.lock' validation failed"):
