@@ -6,6 +6,7 @@ All is taken from dvc.lock, which says of every result the whole command and the
 if it has the hash that stands there. So nothing is said of a result that was made with other parameters, or half.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from alignment import files
+from alignment import conflicts, files
 from alignment.command import Refused
 
 if TYPE_CHECKING:
@@ -37,8 +38,38 @@ TRAINED = {
     "dpo": "models/dpo",
 }
 MAKERS = {out: stage for stage, out in TRAINED.items()}
+# Nothing is lost: what the damaged file still says is kept beside.
+MEND = "`mv dvc.lock dvc.lock.damaged && git checkout -- dvc.lock`, then `dvc repro`: what ran since is in its cache"
 KINDS = ("mini", "hub")  # of sources; any other is a mirror's place
 UNNAMED = ("seed", "state", "mentions")  # options that name no variant: runs of one, places, and what only describes
+
+
+def recorded(content: bytes, of: str = "") -> dict[str, Any]:
+    """The stages of a dvc.lock.
+
+    Args:
+        content: its bytes; DVC writes it in place, so one that was killed may leave it empty or cut short.
+        of: the commit or experiment that it is of; "" of the workspace.
+
+    Raises:
+        Refused: it is damaged or half merged.
+    """
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
+    from voluptuous import Invalid
+
+    conflicts.refuse(content, "dvc.lock", of)
+    try:
+        found = COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(content))
+    except (Invalid, yaml.YAMLError, UnicodeDecodeError):
+        place = f"dvc.lock of {of}" if of else "dvc.lock"
+        way = "`git log -- dvc.lock` shows older ones" if of else MEND
+        raise Refused(f"{place} is empty, cut short or damaged, and DVC stops at it.\n{way}") from None
+    return dict(found.get("stages", {}))
+
+
+def words(command: str | list[str]) -> list[str]:
+    """A command of dvc.lock, cut as a shell would cut it; several, one after the other."""
+    return shlex.split(command if isinstance(command, str) else "\n".join(command))
 
 
 @dataclass(frozen=True)
@@ -62,14 +93,14 @@ class Revision:
         """A commit, branch, tag or experiment of the repository in the current folder, or `workspace`.
 
         Raises:
-            Refused: there is no such revision, or it has no results.
+            Refused: there is no such revision, it has no results, its dvc.lock is damaged, or it is half merged.
         """
         from dvc.api import DVCFileSystem
         from dvc.exceptions import DvcException  # type: ignore[import-untyped]
 
         try:
             tree = DVCFileSystem(rev=None if name == WORKSPACE else name)
-            text = tree.read_text("dvc.lock")
+            content = tree.read_bytes("dvc.lock")
         except FileNotFoundError:
             raise Refused(
                 f"{name} has no dvc.lock, so no results here; run `dvc repro` in the study's checkout, and commit"
@@ -79,8 +110,11 @@ class Revision:
                 f"{error}; there are: `git branch --all`, `git log`, `dvc exp list --all-commits`, and {WORKSPACE!r}.\n"
                 "in a shallow clone, `git fetch --unshallow` brings older commits; in a workflow, `fetch-depth: 0`"
             ) from None
-        commit = "" if name == WORKSPACE else tree.repo.get_rev()
-        return cls(name, yaml.safe_load(text)["stages"], tree, commit)
+        of = "" if name == WORKSPACE else name
+        for path in ("dvc.yaml", "params.yaml"):
+            with contextlib.suppress(FileNotFoundError):
+                conflicts.refuse(tree.read_bytes(path), path, of)
+        return cls(name, recorded(content, of), tree, of and tree.repo.get_rev())
 
     def checkpoints(self) -> "list[Checkpoint]":
         """Those that are scored, and whose recorded inputs are the recorded outputs of the stages before."""
@@ -109,9 +143,8 @@ class Revision:
         }
 
     def words(self, stage: str) -> list[str]:
-        """A stage's command, cut as a shell would cut it; several, one after the other."""
-        given = self.stages[stage]["cmd"]
-        return shlex.split(given if isinstance(given, str) else "\n".join(given))
+        """A stage's command, cut as a shell would cut it."""
+        return words(self.stages[stage]["cmd"])
 
     def options(self, stage: str) -> dict[str, str]:
         """The options of a stage's command and their values; a flag's value is its own name."""

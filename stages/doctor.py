@@ -7,7 +7,7 @@ failure. Nothing is changed: no parameter is edited, no lock removed, nothing do
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ from alignment.checks import (
     parameters,
     processes,
 )
-from alignment.checks.findings import Finding, Level, failure, ok, warning
+from alignment.checks.findings import Finding, Level, Look, ok, warning
 from alignment.checks.parameters import Params
 from alignment.command import Refused
 
@@ -36,13 +36,17 @@ def main(
     """Look at everything that can be known before a long run."""
     if not (parameters.KNOWN.is_file() and Path("dvc.yaml").is_file()):
         raise Refused(f"{Path.cwd()} is not the repository's own folder, where dvc.yaml lies: cd there, `make doctor`")
-    try:
-        params = parameters.load(path)
-    except Refused as refusal:
-        found = [*environment.check(), failure("parameters", str(refusal), f"correct {path}")]
-    else:
-        with contextlib.redirect_stdout(sys.stderr):  # what libraries say is no finding
-            found = [*environment.check(), ok("parameters", f"{path} has every key"), *check(params)]
+    look = Look()
+    with contextlib.redirect_stdout(sys.stderr):  # what libraries say is no finding
+        look.add("environment", environment.check)
+        params = look.at("parameters", lambda: parameters.load(path), None, f"correct {path}")
+        study = look.at("dvc", checkout.repo, None)
+        if params is not None:
+            look.found.append(ok("parameters", f"{path} has every key"))
+            check(params, study, look)
+        look.add("git", checkout.git)
+        look.add("dvc", lambda: checkout.dvc(study))
+    found = look.found
     if as_json:
         print(findings.as_json(found))
     else:
@@ -51,22 +55,23 @@ def main(
         raise SystemExit(1)
 
 
-def check(params: Params) -> list[Finding]:
+def check(params: Params, study: Any, look: Look) -> None:
     """Everything that depends on the parameters."""
-    found, sizes = access.check(params)
-    found += access.model(params)
-    found += checkout.own_files(params)
-    study = checkout.repo()
-    found += device.check(params)
-    shape = machine.shape(params["model"], params["source"], Path("models/base"))
-    found += disk.check(params, shape, sizes, study)
+    nothing: tuple[list[Finding], dict[str, int]] = ([], {})
+    found, sizes = look.at("source", lambda: access.check(params), nothing)
+    look.found += found
+    look.add("model", lambda: access.model(params))
+    look.add("own files", lambda: checkout.own_files(params))
+    look.add("device", lambda: device.check(params))
+    shape = look.at("memory", lambda: machine.shape(params["model"], params["source"], Path("models/base")), None)
+    look.add("disk", lambda: disk.check(params, shape, sizes, study))
     if shape is None:
         text = f"nothing here says which shape {params['model']} has, so memory and time are not predicted"
-        found.append(warning("memory", text, "dvc repro fetch@model, then make doctor again"))
+        look.found.append(warning("memory", text, "dvc repro fetch@model, then make doctor again"))
     else:
-        found += memory.check(params, shape)
-        found += duration.check(params, shape) if device.usable(params["device"]) else []
-    return [*found, *processes.check(params), *checkout.git(), *checkout.dvc(study)]
+        look.add("memory", lambda: memory.check(params, shape))
+        look.add("time", lambda: duration.check(params, shape) if device.usable(params["device"]) else [])
+    look.add("processes", lambda: processes.check(params))
 
 
 if __name__ == "__main__":

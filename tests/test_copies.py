@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import clones
 import pytest
 import yaml
 from clones import ENVIRONMENT, dvc, git
@@ -20,37 +21,11 @@ from alignment.command import Refused
 from alignment.integrity import Records
 from stages import verify
 
-PIPELINE = """
-stages:
-  make:
-    cmd: mkdir made && cp in.txt made/a.txt && echo ${word} > made/b.txt
-    deps: [in.txt]
-    outs: [made]
-  end:
-    cmd:
-      - cp made/a.txt end.txt
-      - |
-        cat made/b.txt >> end.txt
-        pwd | grep -q study
-    deps: [made]
-    outs: [end.txt]
-"""
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the results of two small stages."""
-    folder = tmp_path_factory.mktemp("made") / "study"
-    folder.mkdir()
-    git(folder, "init", "--quiet")
-    (folder / "dvc.yaml").write_text(PIPELINE)
-    (folder / "params.yaml").write_text("word: first\n")
-    (folder / "in.txt").write_text("in\n")
-    dvc(folder, "init", "--quiet")
-    dvc(folder, "repro", "--quiet")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "first")
-    return folder
+    return clones.small(tmp_path_factory.mktemp("made") / "study")
 
 
 @pytest.fixture

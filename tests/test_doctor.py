@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
 from hub import COMMIT, Hub, Meets, serving
 
 from alignment import files, machine
@@ -551,9 +553,6 @@ def test_a_lock_of_a_dead_dvc_is_told_from_one_at_work(tmp_path: Path, monkeypat
 def test_a_dvc_lock_that_a_killed_dvc_left_is_named_wherever_dvc_stops_at_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
     monkeypatch.chdir(tmp_path)
     Repo.init(no_scm=True).close()
     (tmp_path / "dvc.yaml").write_text("stages:\n  one: {cmd: x, outs: [a]}\n  two: {cmd: y, deps: [a], outs: [b]}\n")
@@ -570,7 +569,7 @@ def test_a_dvc_lock_that_a_killed_dvc_left_is_named_wherever_dvc_stops_at_it(
                 assert len(repo.index.stages) == 2
             assert found == [], length
         except DvcException:
-            assert len(found) == 1 and found[0].startswith("git checkout -- dvc.lock, "), length
+            assert len(found) == 1 and found[0].startswith("`mv dvc.lock dvc.lock.damaged && "), length
             stopped += 1
     assert stopped > len(whole) / 4, "the empty file is one of them"
 
@@ -601,3 +600,44 @@ def test_a_cache_beside_which_nothing_can_be_kept_is_a_failure(tmp_path: Path, m
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     (found,) = checkout.kept(tmp_path / "cache")
     assert found.level is Level.failure and "somebody else's" in found.found and "dvc cache dir --local" in found.next
+
+
+# What cannot be looked at
+
+
+HALF_MERGED = "<<<<<<< HEAD\n{0}=======\n{0}>>>>>>> side\n"
+# What stands in a file, and what is said of it.
+BROKEN = {
+    "an empty dvc.lock": ("dvc.lock", "", "dvc.lock is empty, cut short or damaged"),
+    "a list as dvc.lock": ("dvc.lock", "- one\n", "dvc.lock is empty, cut short or damaged"),
+    "a half-merged dvc.lock": ("dvc.lock", HALF_MERGED, "dvc.lock holds a merge conflict, in line 1"),
+    "a half-merged dvc.yaml": ("dvc.yaml", "# first\n" + HALF_MERGED, "dvc.yaml holds a merge conflict, in line 2"),
+    "a half-merged params.yaml": ("params.yaml", HALF_MERGED, "params.yaml holds a merge conflict, in line 1"),
+    "no provenance": ("models/base/provenance.json", "[]", "memory: could not be looked at: TypeError"),
+    "no lock of packages": ("requirements.lock", None, "environment: could not be looked at: FileNotFoundError"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_cannot_be_looked_at_is_a_line_and_the_rest_is_looked_at(
+    what: str, repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "matrix_peak", lambda *_: 1e9)
+    for name in ("presets/paper.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"):
+        files.write_text(repository / name, (ROOT / name).read_text(encoding="utf-8"))
+    name, text, said = BROKEN[what]
+    write(repository, yaml.safe_dump(params(model="owner/name@abc") if "base" in name else params()))
+    files.write_json(repository / "metrics/sample/demonstrations.json", {})
+    Repo.init(no_scm=True).close()
+    if text is None:
+        (repository / name).unlink()
+    else:
+        files.write_text(repository / name, text.format((ROOT / "dvc.lock").read_text(encoding="utf-8")))
+    with pytest.raises(SystemExit):
+        doctor.main(Path("params.yaml"))
+    printed = capsys.readouterr().out
+    assert said in printed and "Traceback" not in printed
+    for check in ("git: ", "dvc: "):
+        assert check in printed
+    assert ("disk: " in printed) == (name != "params.yaml")
+    assert ("time: could not be looked at: " in printed) == (name == "dvc.lock" and text != "")

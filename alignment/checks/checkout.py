@@ -7,13 +7,15 @@ import json
 import os
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alignment import files, machine
+from alignment import conflicts, files, machine, revisions
 from alignment.checks import processes
 from alignment.checks.findings import Finding, failure, ok, warning
 from alignment.checks.parameters import Params
+from alignment.command import Refused
 
 DEFAULT_LINKS = ("reflink", "copy")  # DVC's own, where `cache.type` says nothing
 
@@ -145,20 +147,20 @@ def link_types(study: Any) -> list[str]:
 
 
 def recorded() -> list[Finding]:
-    """What is wrong with dvc.lock: DVC writes it in place, so one that was killed may leave it empty or cut short."""
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
-    from voluptuous import Invalid
-    from yaml import YAMLError, safe_load
-
-    path = Path("dvc.lock")
-    try:
-        if path.is_file():
-            COMPILED_LOCKFILE_SCHEMA(safe_load(path.read_bytes()))
-    except (Invalid, YAMLError):
-        text = f"{path} is empty, cut short or damaged, and DVC stops at it"
-        way = f"git checkout -- {path}, and `dvc repro`: what ran since comes from the run cache"
-        return [failure("dvc", text, way)]
-    return []
+    """What is wrong with dvc.lock, or half merged in dvc.yaml: DVC stops at both."""
+    found = []
+    reads: list[tuple[str, Callable[[bytes], object]]] = [
+        ("dvc.lock", revisions.recorded),
+        ("dvc.yaml", lambda content: conflicts.refuse(content, "dvc.yaml")),
+    ]
+    for name, read in reads:
+        try:
+            if Path(name).is_file():
+                read(Path(name).read_bytes())
+        except Refused as refusal:
+            text, _, way = str(refusal).partition(".\n")
+            found.append(failure("dvc", text, way))
+    return found
 
 
 def locks(tmp: Path) -> list[Finding]:

@@ -4,8 +4,14 @@ In: words. Out: text or JSON; in text one line a finding, and what to do next on
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import TypeVar
+
+from alignment.command import Refused
+
+Found = TypeVar("Found")
 
 
 class Level(StrEnum):
@@ -24,6 +30,40 @@ class Finding:
     level: Level
     found: str
     next: str = ""
+
+
+class Look:
+    """Looks at one thing after the other; a look that fails is a finding itself, and the others go on.
+
+    Attributes:
+        found: so far.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Finding] = []
+
+    def at(self, check: str, look: Callable[[], Found], otherwise: Found, way: str = "make doctor again") -> Found:
+        """What a look gives, or `otherwise` where it fails.
+
+        Args:
+            check: the name of the finding that it fails.
+            look: what may fail.
+            otherwise: what the checks after it then go on with.
+            way: what to do next after what a refusal says.
+        """
+        try:
+            return look()
+        except Refused as refusal:
+            self.found.append(failure(check, str(refusal), way))
+        # The doctor is asked where something is wrong: whatever it meets there is a finding, and no end to the others.
+        except Exception as error:
+            text = f"could not be looked at: {type(error).__name__}: {' '.join(str(error).split())}"
+            self.found.append(failure(check, text, "mend what it names; if nothing is wrong there, report this line"))
+        return otherwise
+
+    def add(self, check: str, look: Callable[[], list[Finding]]) -> None:
+        """Keep the findings of a look."""
+        self.found += self.at(check, look, [])
 
 
 def ok(check: str, found: str) -> Finding:

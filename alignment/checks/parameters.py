@@ -18,7 +18,7 @@ from typing import Any
 from typer import BadParameter
 from typer.exceptions import TyperException
 
-from alignment import command, corpora, description, pins, schedule
+from alignment import command, conflicts, corpora, description, pins, schedule
 from alignment.command import Refused
 from alignment.corpora import Role, brief
 
@@ -38,13 +38,15 @@ def load(path: Path, pipeline: Path = PIPELINE, known: Path = KNOWN) -> Params:
         known: a params file with the same keys and the kinds of their values.
 
     Raises:
-        Refused: no such file, or no YAML; or a key is missing, unknown, of another kind than in `known`, or of a value
-            that a stage refuses; or a value names no dataset, no benchmark, no group of words, or no program.
+        Refused: no such file, half merged, or no YAML; or a key is missing, unknown, of another kind than in `known`,
+            or of a value that a stage refuses; or a value names no dataset, no benchmark, no group of words, or no
+            program.
     """
     from dvc.utils.serialize import ParseError, load_yaml  # type: ignore[import-untyped]
 
     if not path.is_file():
         raise Refused(f"there is no file {path}; params.yaml and presets/*.yaml are such files")
+    conflicts.refuse(path.read_bytes(), str(path))
     try:
         params = load_yaml(str(path))
     except (ParseError, ValueError, RecursionError) as error:  # also a date that there is not
