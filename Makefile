@@ -14,6 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: repro study compare diff test check preset doctor export bench agree verify soak
 
 repro: .venv  ## rebuild what has changed, and show the table
+	python -m stages.fetched params.yaml
 	dvc repro $(REPRO)
 
 study: .venv  ## every variant of params.yaml's section `study` that is missing, as experiments; then side by side

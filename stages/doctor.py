@@ -19,6 +19,7 @@ from alignment.checks import (
     disk,
     duration,
     environment,
+    fetched,
     findings,
     memory,
     parameters,
@@ -61,6 +62,7 @@ def check(params: Params, study: Any, look: Look) -> None:
     found, sizes = look.at("source", lambda: access.check(params), nothing)
     look.found += found
     look.add("model", lambda: access.model(params))
+    look.add("fetched", lambda: fetched.check(params))
     look.add("own files", lambda: checkout.own_files(params))
     look.add("device", lambda: device.check(params))
     shape = look.at("memory", lambda: machine.shape(params["model"], params["source"], Path("models/base")), None)

@@ -21,7 +21,8 @@ from typing import IO, Annotated, NamedTuple
 
 import typer
 
-from alignment import command, copies, differences, experiments, integrity
+from alignment import command, copies, differences, experiments, files, integrity
+from alignment.checks import fetched, parameters
 from alignment.command import Refused
 from alignment.differences import Tolerance
 from alignment.integrity import Records
@@ -52,13 +53,14 @@ def main(
     records = Records()
     chosen = choose(records, stages or [])
     whole = [check(records, stage) for stage in records.stages]
+    moved = sources()
     verdicts = []
     for stage in chosen:
         verdicts.append(rerun(records, stage))
         print(f"{stage}: {verdicts[-1].says}")
     well = sum(verdict.well for verdict in verdicts)
     print(f"\nfiles: {sum(whole)} of {len(whole)} stages' are whole; runs: {well} of {len(chosen)} reproduced")
-    if not all(whole) or well < len(chosen):
+    if not all(whole) or moved or well < len(chosen):
         raise SystemExit(1)
 
 
@@ -100,6 +102,16 @@ def check(records: Records, stage: str) -> bool:
     if not faults:
         print(f"{stage}: {', '.join(records.revision.hashes(stage, 'outs'))} as recorded")
     return not faults
+
+
+def sources() -> bool:
+    """Whether a folder of this machine that was fetched from has changed since; says what of it, and what mends it."""
+    if not fetched.given():
+        return False
+    changes = fetched.changes(parameters.load(Path("params.yaml")), files.sha256)
+    for stage, says in changes.items():
+        print(f"{stage}: {fetched.summary(stage, says)}\n  to mend it: {fetched.mend(stage)}")
+    return bool(changes)
 
 
 def rerun(records: Records, stage: str) -> Verdict:
