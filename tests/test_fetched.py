@@ -87,7 +87,7 @@ def test_a_source_that_changes_in_place_is_named_with_what_reads_it_again(what: 
         asked()
         assert finding.level is Level.ok
         return
-    with pytest.raises(Refused, match=f"^{here / name} {said}, since {stage} read it") as refusal:
+    with pytest.raises(Refused, match=f"^{here / name} {said} since {stage} read it") as refusal:
         asked()
     assert f"`dvc repro --force --single-item {stage}` reads it again" in str(refusal.value)
     assert finding.level is Level.failure and f"{here / name} {said}" in finding.found

@@ -129,7 +129,7 @@ def given() -> dict[str, list[str]]:
 def summary(stage: str, says: list[str]) -> str:
     """What differs, in words."""
     more = f"; and {len(says) - SHOWN} more" if len(says) > SHOWN else ""
-    return f"{'; '.join(says[:SHOWN])}{more}, since {stage} read it, and DVC does not see it"
+    return f"{'; '.join(says[:SHOWN])}{more} since {stage} read it, and DVC does not see that"
 
 
 def mend(stage: str) -> str:
