@@ -7,6 +7,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alignment import schedule
@@ -30,6 +31,7 @@ class Planned:
 
     plan: Plan
     means_of_rows: bool
+    lr_scheduler: Any
     weight = 1.0  # of the forward pass under way
 
     def __init__(self, **options: Any) -> None:
@@ -46,6 +48,16 @@ class Planned:
 
         whole = _Steps(self)
         return DataLoader(whole, batch_size=1, shuffle=False, collate_fn=lambda steps: steps[0])  # type: ignore[arg-type]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Learning rates as `schedule.rate` has them; with transformers' own the first step of a warm-up has 0."""
+        from torch.optim.lr_scheduler import LambdaLR
+
+        if self.lr_scheduler is None:  # a Trainer asks more than once
+            rate = partial(schedule.rate, steps=num_training_steps, warmup=self.args.warmup_steps)  # type: ignore[attr-defined]
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)  # type: ignore[attr-defined]
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def step(self, number: int) -> "Step":
         """A step's forward passes, as this process makes them."""

@@ -6,6 +6,7 @@ pass nor the number of processes changes what an optimiser step is made of.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -100,6 +101,23 @@ def passes(rows: int, seed: int) -> Iterator[list[int]]:
     while True:
         yield np.random.default_rng((seed, number)).permutation(rows).tolist()
         number += 1
+
+
+def rate(step: int, steps: int, warmup: int) -> float:
+    """The share of the peak learning rate at a step: a line up to the peak, then a cosine towards zero.
+
+    Of `warmup` steps the first has 1/(warmup + 1), so that no batch is read in vain; the step after them has the peak.
+    The step after the last one would have 0.
+
+    Args:
+        step: from 0.
+        steps: of the whole run.
+        warmup: steps before the peak.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, steps - warmup)
+    return max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def forward_passes(step: Sequence[int], lengths: Sequence[int], per_device: int, processes: int) -> list[list[int]]:

@@ -31,7 +31,7 @@ class Settings:
     """The settings that SFT and DPO share, in the words of params.yaml.
 
     Attributes:
-        learning_rate: the peak, reached after warm-up and followed by a cosine to zero.
+        learning_rate: the peak of `schedule.rate`, above 0.
         budget: whether `epochs` and `batch` or `tokens` and `steps` say how long training is.
         epochs: passes over the training rows.
         batch: rows an optimiser step, over all devices.
@@ -63,6 +63,15 @@ class Settings:
     device: str
     quantization: Quantization
     template: Template
+
+    def __post_init__(self) -> None:
+        """Refuse a run that would change nothing.
+
+        Raises:
+            Refused: the learning rate is 0.
+        """
+        if not self.learning_rate:
+            raise Refused("`learning_rate` is 0, so no step would change the model; set one above 0 in params.yaml")
 
     def plan(self, names: Sequence[str], lengths: Sequence[int], trained: Sequence[int]) -> Plan:
         """What is trained on, step by step.
@@ -97,7 +106,6 @@ class Settings:
         return {
             "output_dir": str(checkpoints),
             "learning_rate": self.learning_rate,
-            "lr_scheduler_type": "cosine",
             "warmup_steps": math.ceil(steps * self.warmup),
             "num_train_epochs": 1,  # all passes are in the plan
             "seed": self.seed,

@@ -4,8 +4,12 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import Parameter
+from torch.optim import SGD
+from transformers import get_cosine_schedule_with_warmup
 
 from alignment import schedule
 from alignment.command import Refused
@@ -132,6 +136,25 @@ def test_another_seed_is_another_plan_of_as_many_tokens() -> None:
     trained = list(range(1, 41))
     plans = [schedule.by_tokens(trained, 2000, 10, seed) for seed in (0, 0, 1)]
     assert plans[0] == plans[1] != plans[2]
+
+
+# Learning rates
+
+
+@given(st.integers(1, 60), st.integers(0, 60))
+def test_every_step_has_a_rate_and_the_one_after_warm_up_the_peak(steps: int, warmup: int) -> None:
+    rates = [schedule.rate(step, steps, min(warmup, steps)) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    up, down = rates[:warmup], rates[warmup:]
+    assert up == [number / (len(up) + 1) for number in range(1, len(up) + 1)]
+    assert down == sorted(down, reverse=True) and (not down or down[0] == 1)
+
+
+@given(st.integers(1, 60), st.integers(0, 60))
+def test_after_warm_up_rates_are_those_of_transformers_cosine(steps: int, warmup: int) -> None:
+    theirs = get_cosine_schedule_with_warmup(SGD([Parameter(torch.zeros(1))]), warmup, steps).lr_lambdas[0]
+    for step in range(warmup, steps + 1):
+        assert schedule.rate(step, steps, warmup) == theirs(step)
 
 
 # Forward passes

@@ -30,7 +30,7 @@ from trl.trainer import dpo_trainer as trl_dpo
 from trl.trainer import sft_trainer as trl_sft
 from trl.trainer import utils as trl_utils
 
-from alignment import files, likelihood, models, training
+from alignment import files, likelihood, models, schedule, training
 from alignment.chat import IGNORED, Chat, Template
 from alignment.command import Refused
 from alignment.corpora import Role
@@ -893,8 +893,39 @@ def test_held_out_kl_is_that_of_float64_and_never_negative(
         assert dpo._held(model, row).kl == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.parametrize("stage", TRAIN)
+def test_the_only_step_of_a_warm_up_trains(stage: str, short: Path, tmp_path: Path) -> None:
+    train(stage, short, tmp_path, batch=100, epochs=1, warmup=0.1)
+    before = models.load(short / "models/base", short / "models/sft", Dtype.float32, "cpu").state_dict()
+    after = load_file(tmp_path / f"models/{stage}/adapter_model.safetensors")
+    learnt = {name: weight for name, weight in after.items() if "lora_B" in name}
+    if stage == "sft":  # which starts at 0
+        assert all(weight.any() for weight in learnt.values())
+    else:
+        assert not any(torch.equal(weight, before[name.replace(".weight", ".default.weight")])
+                       for name, weight in learnt.items())  # fmt: skip
+
+
+def test_a_warm_up_s_rates_are_those_of_its_steps(short: Path, tmp_path: Path) -> None:
+    train("sft", short, tmp_path, batch=2, epochs=1, warmup=0.5)
+    peak = RUN["learning_rate"]
+    wanted = [f"{peak * schedule.rate(step, 6, 3):.6g}" for step in range(6)]
+    assert curve(tmp_path, "sft")["learning_rate"] == [float(rate) for rate in wanted]
+
+
+@pytest.mark.parametrize("stage", TRAIN)
+def test_a_rate_of_0_is_refused_before_the_base_is_loaded(stage: str, short: Path, tmp_path: Path) -> None:
+    assert_refused(stage, with_rows_alone(short, tmp_path), tmp_path / "out", "`learning_rate` is 0", learning_rate=0.0)
+
+
+def with_rows_alone(short: Path, folder: Path) -> Path:
+    """A folder with the rows of another one and no model."""
+    (folder / "data").symlink_to(short / "data")
+    return folder
+
+
 def test_dpo_that_learns_nothing_has_drifted_nowhere(short: Path, tmp_path: Path) -> None:
-    metrics = train("dpo", short, tmp_path, learning_rate=0.0)
+    metrics = train("dpo", short, tmp_path, learning_rate=1e-30)
     assert metrics["heldout.kl"] == metrics["heldout.margin"] == 0
     assert metrics["heldout.accuracy"] == 0.5
     assert metrics["heldout.chosen_logps"] == metrics["heldout.chosen_logps_before"]
