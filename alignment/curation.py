@@ -20,9 +20,24 @@ from numpy.typing import NDArray
 from alignment import benchmarks, models, overlap
 from alignment.benchmarks import BENCHMARKS
 from alignment.chat import Chat, Lengths, Template
+from alignment.command import Refused
 from alignment.corpora import Cause, Role, opening, whole_text
 from alignment.overlap import Contamination, Item, NearDuplicates
 from alignment.scan import Reader, Row
+
+
+def check_limit(max_tokens: int, base: Path) -> None:
+    """Check that the base model can read the rows that a limit lets through.
+
+    Raises:
+        Refused: it cannot.
+    """
+    longest = models.longest_row(base)
+    if max_tokens > longest:
+        raise Refused(
+            f"`sample.max_tokens` is {max_tokens}, and the base model in {base} can read {longest} tokens; "
+            f"set it to at most {longest} in params.yaml, or choose a `model` that reads more"
+        )
 
 
 class Measured(NamedTuple):

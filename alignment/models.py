@@ -3,6 +3,7 @@
 In: folders of safetensors and a tokenizer. Out: models, and adapter folders that know what they were made from.
 """
 
+import sys
 from enum import StrEnum
 from importlib import metadata
 from importlib.util import find_spec
@@ -44,6 +45,21 @@ class Quantization(StrEnum):
 def instruct(base: Path) -> bool:
     """Whether the base model carries a chat template of its own, so was tuned on conversations before."""
     return (base / "chat_template.jinja").exists() or "chat_template" in files.read_json(base / "tokenizer_config.json")
+
+
+def longest(config: Any) -> int:
+    """How many tokens a model of transformers can read, by its configuration: `sys.maxsize` where none says."""
+    text = config.get_text_config()
+    stated = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))  # the latter is MPT's
+    return next((int(tokens) for tokens in stated if tokens), sys.maxsize)
+
+
+def longest_row(base: Path) -> int:
+    """How many tokens the base model in a folder can read, as `longest`."""
+    from transformers import AutoConfig
+
+    _refuse_code(base)
+    return longest(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
 
 
 def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -11,7 +11,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,6 +156,24 @@ def check_tokens(chat: Chat, ids: str, input_ids: Sequence[int], trained: Sequen
     # Where the model uses no BOS, its id may serve the template as another control token.
     if chat.bos and found != expected:
         raise Refused(f"row {ids}: one BOS is wanted, at the start; found {len(found)} at {found[:5]}")
+
+
+def check_lengths(lengths: Iterable[tuple[str, int]], longest: int) -> None:
+    """Check that the base model can read every row, before it reads one.
+
+    Args:
+        lengths: the id of each row and its tokens, of its longer side where it has two.
+        longest: tokens that the model can read.
+
+    Raises:
+        Refused: naming the first row that is longer.
+    """
+    for name, length in lengths:
+        if length > longest:
+            raise Refused(
+                f"row {name} has {length} tokens, and the base model can read {longest}; set `sample.max_tokens` to "
+                f"at most {longest} in params.yaml and run `dvc repro`, or choose a `model` that reads more"
+            )
 
 
 def check_batch(chat: Chat, names: Sequence[str], batch: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from alignment.checks import (
     environment,
     fetched,
     findings,
+    length,
     memory,
     parameters,
     processes,
@@ -71,6 +72,7 @@ def check(params: Params, study: Any, look: Look) -> None:
         text = f"nothing here says which shape {params['model']} has, so memory and time are not predicted"
         look.found.append(warning("memory", text, "dvc repro fetch@model, then make doctor again"))
     else:
+        look.add("length", lambda: [length.check(params, shape)])
         look.add("memory", lambda: memory.check(params, shape))
         look.add("time", lambda: duration.check(params, shape) if device.usable(params["device"]) else [])
     look.add("processes", lambda: processes.check(params))

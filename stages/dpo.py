@@ -86,6 +86,7 @@ def main(
     chat = Chat(models.tokenizer(base), template)
     train, held = (training.read(comparisons, split) for split in ("train", "heldout"))
     rows, held_rows = encode(chat, train), encode(chat, held)
+    training.check_lengths([(row["id"], length(row)) for row in [*rows, *held_rows]], models.longest_row(base))
     policy = models.load(base, sft, dtype, device, trainable=True, quantization=quantization)
     checkpoints = files.unfinished(state, made_from)
     likelihood.claimed(checkpoints, device)  # another queued copy may train the same
@@ -127,11 +128,15 @@ def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def length(row: dict[str, Any]) -> int:
+    """The tokens of an encoded comparison, with its longer reply."""
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
 def plan_of(rows: list[dict[str, Any]], settings: training.Settings) -> Plan:
     """The run over encoded comparisons; trained tokens are those of both replies."""
-    sides = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
-    lengths = [len(row["prompt_ids"]) + max(side) for row, side in zip(rows, sides, strict=True)]
-    return settings.plan([row["id"] for row in rows], lengths, [sum(side) for side in sides])
+    trained = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
+    return settings.plan([row["id"] for row in rows], list(map(length, rows)), trained)
 
 
 def add_reference(rows: list[dict[str, Any]], sft: Any, token_budget: int, kept: Path) -> None:

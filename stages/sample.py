@@ -42,6 +42,7 @@ def main(
 ) -> None:
     """Choose training rows and held-out rows of one corpus."""
     files.claim(out)
+    curation.check_limit(max_tokens, base)
     groups = description.group_words(mentions)
     policy = corpora.load(corpus, role)
     limits = (max_prompt_tokens, max_tokens)

@@ -66,6 +66,7 @@ def main(
     chat = Chat(models.tokenizer(base), template)
     train, held = (training.read(demonstrations, split) for split in ("train", "heldout"))
     rows, held_rows = encode(chat, train), encode(chat, held)
+    training.check_lengths([(row["id"], length(row)) for row in [*rows, *held_rows]], models.longest_row(base))
     model = models.load_base(base, dtype, device, quantization)
     before = heldout_loss(model, held_rows)
     checkpoints = files.unfinished(state, made_from)
@@ -103,10 +104,15 @@ def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def length(row: dict[str, Any]) -> int:
+    """The tokens of an encoded demonstration."""
+    return len(row["input_ids"])
+
+
 def plan_of(rows: list[dict[str, Any]], settings: training.Settings) -> Plan:
     """The run over encoded demonstrations."""
     trained = [sum(label != IGNORED for label in row["labels"]) for row in rows]
-    return settings.plan([row["id"] for row in rows], [len(row["input_ids"]) for row in rows], trained)
+    return settings.plan([row["id"] for row in rows], list(map(length, rows)), trained)
 
 
 def heldout_loss(model: Any, rows: list[dict[str, Any]]) -> list[float]:

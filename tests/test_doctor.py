@@ -18,9 +18,10 @@ from dvc.repo import Repo
 from hub import COMMIT, Hub, Meets, serving
 
 from alignment import files, machine
-from alignment.checks import access, checkout, disk, duration, environment, findings, memory, parameters
+from alignment.checks import access, checkout, disk, duration, environment, findings, length, memory, parameters
 from alignment.checks.findings import Finding, Level
 from alignment.command import Refused
+from alignment.weights import RANDOM_CONTEXT
 from stages import doctor
 
 ROOT = Path(__file__).parents[1]
@@ -301,8 +302,14 @@ def test_a_shape_is_read_from_a_configuration_and_counts_its_parameters(tiny: Pa
         weights = sum(stored.get_tensor(name).size for name in stored.keys())  # noqa: SIM118
     for name in ("random:2x64", str(tiny)):
         found = machine.shape(name, "mini", tmp_path)
-        assert found is not None and found.parameters == weights
+        assert found is not None and found.parameters == weights and found.longest == RANDOM_CONTEXT
     assert machine.shape("someone/else@abc", "mini", tiny) is None
+
+
+@pytest.mark.parametrize(("limit", "level"), [(4096, Level.ok), (4097, Level.failure)])
+def test_rows_longer_than_the_model_can_read_are_a_failure(limit: int, level: Level) -> None:
+    found = length.check(params(sample=TINY["sample"] | {"max_tokens": limit}), LLAMA)
+    assert found.level is level and ("`sample.max_tokens: 4096`" in found.next) is (level is Level.failure)
 
 
 RUN = """
@@ -364,7 +371,7 @@ def test_memory_of_a_gpu_bounds_the_peaks_in_the_log(
     sequences: int, rows: int, checkpointing: bool, gigabytes: float
 ) -> None:
     """LOG.md's first look at training on a GPU: Llama-2-7b with SmolLM2's words, rows of at most 1,024 tokens."""
-    shape = machine.Shape(4096, 11008, 32, 4096, 4096, 49152, tied=False)
+    shape = machine.Shape(4096, 11008, 32, 4096, 4096, 49152, tied=False, longest=4096)
     run = machine.Training("bfloat16", "cuda", "none", rows, 1024, 8, 0.0, checkpointing, sequences)
     predicted = sum(machine.training_memory(shape, run).values()) / 1e9
     assert gigabytes <= predicted <= machine.MEMORY_WITHIN * gigabytes
@@ -561,15 +568,15 @@ def test_a_dvc_lock_that_a_killed_dvc_left_is_named_wherever_dvc_stops_at_it(
     stages = {"one": {"cmd": "x", "outs": [out]}, "two": {"cmd": "y", "deps": [out], "outs": [{**out, "path": "b"}]}}
     whole = yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False).encode()
     stopped = 0
-    for length in range(len(whole) + 1):
-        (tmp_path / "dvc.lock").write_bytes(whole[:length])
+    for size in range(len(whole) + 1):
+        (tmp_path / "dvc.lock").write_bytes(whole[:size])
         found = [finding.next for finding in checkout.recorded()]
         try:
             with Repo() as repo:
                 assert len(repo.index.stages) == 2
-            assert found == [], length
+            assert found == [], size
         except DvcException:
-            assert len(found) == 1 and found[0].startswith("`mv dvc.lock dvc.lock.damaged && "), length
+            assert len(found) == 1 and found[0].startswith("`mv dvc.lock dvc.lock.damaged && "), size
             stopped += 1
     assert stopped > len(whole) / 4, "the empty file is one of them"
 

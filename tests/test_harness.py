@@ -49,10 +49,13 @@ def instances(pairs: list[tuple[str, ...]], kind: Any = "loglikelihood") -> list
     return [Instance(kind, {}, pair, 0, ("task", number, 1)) for number, pair in enumerate(pairs)]
 
 
-def test_loglikelihoods_are_those_of_lm_eval_s_own_class(pair: tuple[SharedPrefix, Any]) -> None:
+def test_loglikelihoods_are_those_of_lm_eval_s_own_class(
+    pair: tuple[SharedPrefix, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     ours, theirs = (lm.loglikelihood(instances([*PAIRS])) for lm in pair)
     assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], rel=0, abs=1e-4)
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+    assert f"1 of {len(PAIRS)} requests exceed the model's {WINDOW} tokens: their beginning is left out" in caplog.text
 
 
 def test_what_the_model_would_say_is_greedy_in_both_classes(pair: tuple[SharedPrefix, Any]) -> None:
@@ -70,6 +73,7 @@ def test_rolling_loglikelihoods_are_those_of_lm_eval_s_own_class(pair: tuple[Sha
 
 def test_tokens_are_scored_as_lm_eval_s_own_class_scores_them(pair: tuple[SharedPrefix, Any]) -> None:
     requests = [(("", ""), [256, 1, 2], [3, 4]), (("", ""), [256, 1, 2], [3, 5])]
+    requests.append((("", ""), [256, *range(WINDOW)], [3, 5]))  # loses its beginning
     ours, theirs = (lm._loglikelihood_tokens(requests) for lm in pair)
     assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], rel=0, abs=1e-4)
 

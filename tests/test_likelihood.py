@@ -17,7 +17,15 @@ import pipeline
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    BloomConfig,
+    Gemma3Config,
+    GPT2Config,
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+    PreTrainedModel,
+)
 
 from alignment import likelihood, models
 from alignment.command import Refused
@@ -46,10 +54,10 @@ def model(tiny: Path) -> PreTrainedModel:
 
 
 def oracle(model: PreTrainedModel, requests: Sequence[Request]) -> list[Score]:
-    """One plain forward pass a request, over as many of its last tokens as the model reads."""
+    """One plain forward pass a request."""
     scores = []
     for context, continuation in requests:
-        whole = [*context, *continuation][-model.config.max_position_embeddings - 1 :]
+        whole = [*context, *continuation]
         targets = torch.tensor(list(continuation))
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([whole[:-1]])).logits[0, -len(targets) :].double()
@@ -408,20 +416,23 @@ def test_another_failure_of_the_model_is_not_taken_for_memory(
 # Lengths
 
 
-def test_what_is_too_long_loses_its_beginning(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        (GPT2Config(n_positions=300), 300),
+        (MptConfig(max_seq_len=400), 400),
+        (Gemma3Config(text_config={"max_position_embeddings": 500}), 500),
+        (BloomConfig(), sys.maxsize),  # no position is further than another that it was trained on
+    ],
+)
+def test_how_much_a_model_can_read_is_what_its_configuration_says(config: Any, tokens: int) -> None:
+    assert models.longest(config) == tokens
+
+
+def test_what_the_model_can_just_read_is_scored_whole(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.config, "max_position_embeddings", 64)
-    draw = random.Random(0)
-    long = tokens(draw, 100, 100)
-    cut = [Request(long, tokens(draw, length, length)) for length in (1, 1, 9, 64)] + [Request(long[:64], [1, 2])]
-    whole = [Request(long[:64], [1]), Request(long[:10], [3])]
-    requests = [*cut, *whole]
+    requests = [Request(tokens(random.Random(0), 65 - length, 65 - length), [1] * length) for length in (1, 9, 64)]
     agree(Engine(model, 256).score(requests), oracle(model, requests))
-    assert "5 of 7 requests exceed the model's 64 tokens: their beginning is left out" in caplog.text
-    caplog.clear()
-    Engine(model, 256).score(whole)
-    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -429,7 +440,8 @@ def test_what_is_too_long_loses_its_beginning(
     [
         (Request([], [1]), "request 1 has 0 tokens of context and 1 of continuation"),
         (Request([1], []), "request 1 has 1 tokens of context and 0 of continuation"),
-        (Request([1], [2] * 65), "request 1 has 1 tokens of context and 65 of continuation.*at most 64"),
+        (Request([1], [2] * 65), "request 1 has 1 tokens of context and 65 of continuation.*no more than 65 together"),
+        (Request([1] * 64, [2, 3]), "request 1 has 64 tokens of context and 2 of continuation.*can read 64"),
     ],
 )
 def test_a_request_that_cannot_be_scored_is_refused_by_its_number(

@@ -20,7 +20,7 @@ LIMITS: dict[str, Any] = {
     "heldout": 10**6,
     "heldout_share": 0.3,
     "max_prompt_tokens": 10**6,
-    "max_tokens": 10**6,
+    "max_tokens": 1 << 16,  # all that the tiny model can read
     "contamination_ngram": 13,
     "near_duplicate": 1.0,
     "mentions": ["women=woman women"],
@@ -86,6 +86,12 @@ def test_long_rows_are_dropped_and_counted_and_no_error(run: Sample, limit: str,
     )
     rows, metrics = run([*ROWS, long], **{limit: 200})
     assert (len(rows), metrics[f"dropped.{cause}"], metrics["rows.read"]) == (12, 1, 13)
+
+
+def test_a_limit_beyond_what_the_model_can_read_is_refused_at_once(run: Sample, tmp_path: Path) -> None:
+    message = r"`sample\.max_tokens` is 65537, and the base model in .* can read 65536 tokens; set it to at most 65536"
+    with pytest.raises(Refused, match=message):
+        run(tmp_path / "no such folder", max_tokens=(1 << 16) + 1)
 
 
 def test_the_limit_on_prompts_counts_what_the_template_adds(run: Sample, tiny: Path) -> None:

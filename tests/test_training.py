@@ -580,6 +580,39 @@ def test_sft_trains_replies_and_nothing_else(sampled: Path) -> None:
         assert chat.tokenizer.decode(trained) == said
 
 
+def reads(short: Path, folder: Path, longest: int) -> Path:
+    """The folder with a base model that says that it can read no more tokens."""
+    for name in ("data", "models/sft"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(short / name)
+    shutil.copytree(short / "models/base", folder / "models/base")
+    config = files.read_json(folder / "models/base/config.json")
+    files.write_json(folder / "models/base/config.json", {**config, "max_position_embeddings": longest})
+    return folder
+
+
+@pytest.mark.parametrize("stage", TRAIN)
+def test_a_row_longer_than_the_model_can_read_is_refused_by_its_id(
+    stage: str, chat: Chat, short: Path, tmp_path: Path
+) -> None:
+    module, role = (sft, Role.demonstrations) if stage == "sft" else (dpo, Role.comparisons)
+    table = short / f"data/sampled/{role}.parquet"
+    rows = module.encode(chat, [row for split in ("train", "heldout") for row in training.read(table, split)])
+    longest = max(rows, key=module.length)
+    most = module.length(longest)
+    message = rf"row {longest['id']} has {most} tokens, and the base model can read {most - 1}; .*`sample.max_tokens`"
+    assert_refused(stage, reads(short, tmp_path, most - 1), tmp_path / "out", message)
+
+
+def test_a_reference_is_never_computed_on_a_part_of_its_row(
+    tiny: Path, comparisons: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = adapted(tiny).eval()
+    monkeypatch.setattr(policy.config, "max_position_embeddings", max(map(dpo.length, comparisons)) - 2)
+    with pytest.raises(Refused, match=r"tokens of context and \d+ of continuation; wanted .* the model can read"):
+        dpo.add_reference(comparisons, policy, 1024, tmp_path / "reference.json")
+
+
 # DPO's start
 
 
