@@ -115,6 +115,7 @@ class Account:
     """Every row read has one line here: kept, held out, not needed, or dropped for a cause.
 
     Attributes:
+        sides: how many rows could be trained on, and how many held out, before their text was looked at.
         contaminated: the id of every row dropped for the benchmark items that it contains, and these.
     """
 
@@ -122,6 +123,7 @@ class Account:
     kept: int = 0
     heldout: int = 0
     not_needed: int = 0
+    sides: tuple[int, int] = (0, 0)
     dropped: Counter[Cause] = field(default_factory=Counter)
     contaminated: list[tuple[str, list[Item]]] = field(default_factory=list)
 
@@ -161,7 +163,8 @@ def choose(
         The rows to train on, the rows held out, in the order in which they were taken, and what became of every row.
     """
     keys, read, dropped = reader.keys()
-    account = Account(read=read, dropped=dropped)
+    apart = int(np.count_nonzero(keys["heldout"]))
+    account = Account(read=read, sides=(len(keys) - apart, apart), dropped=dropped)
     taker = _Taker(reader, keys, account, cap, NearDuplicates(near_duplicate))
     held = taker.take(order(keys, heldout=True), heldout)
     taker.reserved = {row.measured.opening for row in held}

@@ -148,6 +148,19 @@ def _damaged(path: Path, error: Exception) -> Refused:
     return Refused(f"{path} is damaged or cut short ({str(error)[:100]}); `make verify` says what mends it")
 
 
+def copied(path: Path) -> str:
+    """Where a fetched file is to be corrected, if it is a copy of a user's own; else ""."""
+    provenance = path.parent / "provenance.json"
+    if not provenance.is_file() or read_json(provenance)["source"] != "own":
+        return ""
+    return f"it is a copy of your own {path.name}, which the section `own` of params.yaml names: correct it there"
+
+
+def mend(path: Path) -> str:
+    """How a damaged file that was fetched is mended: where it was copied from, or by `fetch`."""
+    return copied(path) or "fetch it again"
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from alignment import files
 from alignment.command import Refused
 
 READABLE = ".json, .jsonl, .jsonl.gz or .parquet"
@@ -44,7 +45,7 @@ def parts(path: Path) -> list[Part]:
         Refused: the file is empty, damaged or of another kind.
     """
     if not path.stat().st_size:
-        raise Refused(f"{path} is empty; fetch it again")
+        raise Refused(f"{path} is empty; {files.mend(path)}")
     if path.suffix != ".parquet":
         if not path.name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
             raise Refused(f"{path}: rows are read from {READABLE} files")
@@ -64,14 +65,15 @@ def _whole_parquet(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, ValueError, OverflowError, OSError) as error:  # also text that is no UTF-8
-        raise Refused(f"{path}: not a whole Parquet file ({error}); fetch it again") from None
+        raise Refused(f"{path}: not a whole Parquet file ({error}); {files.mend(path)}") from None
 
 
 def rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield `(place, row)`; place is `file:line` for text and `file:row` for Parquet, counted from 1.
 
     Raises:
-        Refused: the file is empty or cut short, or a line is not JSON; the message names the place.
+        Refused: the file is empty or cut short, or a line is not JSON, or a column of Parquet holds what cannot be
+            read; the message names the place.
     """
     for part in parts(path):
         for number, row in numbered(part):
@@ -102,18 +104,27 @@ def _among(wanted: Container[int] | None, first: int, count: int) -> NDArray[np.
 
 def _lines(path: Path, wanted: Container[int] | None) -> Iterator[tuple[int, Any]]:
     opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
+    number = blank = 0  # blank: the first of the blank lines before this one
     try:
         with opener(path, "rb") as stream:
             for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    blank = blank or number
+                    continue
+                if blank:
+                    raise Refused(
+                        f"{path}:{blank} is not a line of JSON: it is blank, between rows; {files.mend(path)}"
+                    )
                 if wanted is None or number in wanted:
                     yield number, json.loads(line)
+        if blank == 1 or not number:
+            raise Refused(f"{path} has no row; {files.mend(path)}")
     except (ValueError, RecursionError) as error:  # also an integer of 5,000 digits, or 5,000 brackets
         raise Refused(
-            f"{path}:{number} is not a line of JSON: {error}\nthe file is damaged or cut short; fetch it again"
+            f"{path}:{number} is not a line of JSON: {error}\nthe file is damaged or cut short; {files.mend(path)}"
         ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise Refused(f"{path}:{number + 1} is damaged or cut short ({error}); fetch it again") from None
+        raise Refused(f"{path}:{number + 1} is damaged or cut short ({error}); {files.mend(path)}") from None
 
 
 def chosen(part: Part, choose: Callable[[int, pa.RecordBatch], NDArray[np.bool_]]) -> Iterator[tuple[int, Any]]:
@@ -131,8 +142,8 @@ def chosen(part: Part, choose: Callable[[int, pa.RecordBatch], NDArray[np.bool_]
         for batch in file.iter_batches(BATCH, row_groups=[part.group], use_threads=False):
             batch.validate(full=True)  # text that is no UTF-8
             kept = choose(first, batch)
-            columns = [_values(column) for column in batch.filter(pa.array(kept)).columns]
-            names = batch.schema.names
+            names, mask = batch.schema.names, pa.array(kept)
+            columns = [_kept(part.path, *column, mask) for column in zip(names, batch.columns, strict=True)]
             for place, values in zip(np.flatnonzero(kept).tolist(), zip(*columns, strict=True), strict=True):
                 yield first + place, dict(zip(names, values, strict=True))
             first += len(batch)
@@ -140,6 +151,23 @@ def chosen(part: Part, choose: Callable[[int, pa.RecordBatch], NDArray[np.bool_]
         read, stated = first - part.first, file.metadata.row_group(part.group).num_rows
         if read != stated:
             raise ValueError(f"row group {part.group} has {read} of its {stated} rows")
+
+
+def _kept(path: Path, name: str, column: pa.Array, kept: pa.Array) -> list[Any]:
+    """Some values of a column.
+
+    Raises:
+        Refused: Python has nothing for them, such as the year 10,000; the bytes are whole, so it is the column's type.
+    """
+    if column.type == pa.string_view():  # which Arrow cannot filter
+        column = column.cast(pa.large_string())
+    try:
+        return _values(column.filter(kept))
+    except (pa.ArrowException, ValueError, OverflowError, KeyError) as error:
+        raise Refused(
+            f"{path}: the column {name!r} is of the type {column.type}, and a value of it cannot be read ({error}); "
+            "leave the column out, or write it as text"
+        ) from None
 
 
 def _values(column: pa.Array) -> list[Any]:

@@ -126,7 +126,8 @@ class Reader:
                 found.add(part)
                 progress.update()
                 if (wrong := found.dropped[Cause.malformed]) > self.policy.malformed:
-                    shown = "\n".join(f"  {line}" for line in found.wrong)
+                    own = files.copied(self._parts[0].path)
+                    shown = "\n".join([*(f"  {line}" for line in found.wrong), *([own] if own else [])])
                     raise Refused(
                         f"{wrong} or more rows have the wrong shape, {self.policy.malformed} are allowed "
                         f"(`sample.malformed`):\n{shown}"

@@ -72,7 +72,7 @@ def read(path: Path) -> list[Sentence]:
         where = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         if isinstance(error, json.JSONDecodeError):
             where = f"{error.msg} in line {error.lineno}"
-        raise Refused(f"{path} is not JSON ({where}): it is damaged or cut short; fetch it again") from None
+        raise Refused(f"{path} is not JSON ({where}): it is damaged or cut short; {files.mend(path)}") from None
     if not isinstance(records, list) or not records:
         found = "an empty array" if records == [] else f"one {type(records).__name__}"
         raise Refused(f"{path}: found {found}, wanted an array of records, each {RECORD}")

@@ -15,6 +15,7 @@ from alignment import command, corpora, curation, description, files, scan
 from alignment.chat import Template
 from alignment.command import SEEDS, Refused
 from alignment.corpora import Role
+from alignment.curation import Account
 from alignment.keys import Policy
 
 
@@ -52,18 +53,30 @@ def main(
     with scan.reading(how, make) as reader:
         train, held, account = curation.choose(reader, rows, heldout, cap, near_duplicate)
     if not train or not held:
-        wanted = "to train on" if held else "to hold out"
-        counts = "\n".join(f"  {cause}: {count}" for cause, count in account.dropped.most_common())
-        raise Refused(
-            f"of {account.read} {role} of {corpus!r} none is left {wanted}; dropped:\n{counts or '  none'}\n"
-            f"raise the limit that refuses them in the section `sample` of params.yaml, or choose another dataset"
-        )
+        raise _refusal(how, account)
     files.write_parquet(out, curation.table(role, train, held))
     files.write_parquet(contaminated, curation.found(account))
     lengths = [row.measured.lengths for row in train]
     described = description.describe(role, [row.example for row in train], lengths, groups)
     files.write_json(metrics, {**account.metrics(), **described})
     print(f"{corpus}: {len(train)} rows to train on, {len(held)} held out, of {account.read} read")
+
+
+def _refusal(how: Policy, account: Account) -> Refused:
+    """Why no row is left on one side, and the way out."""
+    side, wanted = (1, "to hold out") if account.kept else (0, "to train on")
+    if any(account.sides) and not account.sides[side]:
+        way = f"of {sum(account.sides)} rows that can be used none falls on this side; "
+        if how.module.HELDOUT:
+            way += f"what is held out lies in {', '.join(how.module.HELDOUT)}: complete the set, or choose another"
+        else:
+            change = "raise" if side else "lower"
+            way += f"{change} `sample.heldout_share`, now {how.heldout_share:g} of the openings, or bring more rows"
+    else:
+        counts = [f"  {cause}: {count}" for cause, count in account.dropped.most_common()]
+        limits = "what is `long` or `long_prompt` has its limit in the section `sample` of params.yaml"
+        way = "\n".join(["dropped:", *(counts or ["  none"]), f"{limits}; otherwise bring more rows"])
+    return Refused(f"of {account.read} {how.role} of {how.corpus!r} none is left {wanted}\n{way}")
 
 
 if __name__ == "__main__":

@@ -355,6 +355,7 @@ COLUMN = st.sampled_from(
     [
         pa.string(),
         pa.large_string(),
+        pa.string_view(),
         pa.binary(),
         pa.int64(),
         pa.float32(),
@@ -403,7 +404,7 @@ def _filled(kind: Any, length: int) -> Any:
     if pa.types.is_decimal(kind):
         return pa.array([1] * length, pa.int8()).cast(kind)
     value = (
-        "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        "text" if kind in (pa.string(), pa.large_string(), pa.string_view())
         else b"\xff" if pa.types.is_binary(kind)
         else [] if pa.types.is_map(kind)
         else [None] if pa.types.is_list(kind)

@@ -3,13 +3,14 @@
 import gzip
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignment import records
+from alignment import records, sources
 from alignment.command import Refused
 
 ROWS = [{"text": f"row {i}: é 😀\u2028", "n": i} for i in range(3000)]
@@ -77,6 +78,60 @@ def test_what_is_no_line_of_json_is_refused_by_line(name: str, content: bytes, l
     with pytest.raises(Refused) as refused:
         list(records.rows(path))
     assert str(refused.value).startswith(f"{path}:{line} is not a line of JSON")
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\n\n", b"\r\n  \n\t", b" "])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_blank_lines_at_the_end_are_no_rows(name: str, end: bytes, tmp_path: Path) -> None:
+    content = b'{"a": 1}\n{"a": 2}\n' + end
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert [row for _, row in records.rows(tmp_path / name)] == [{"a": 1}, {"a": 2}]
+
+
+def test_a_file_of_blank_lines_alone_has_no_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\n \n")
+    with pytest.raises(Refused, match=r"a\.jsonl has no row"):
+        list(records.rows(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1}\n{"a"', b'{"a": 1}\n\n{"a": 2}\n', b"", b"\n", b'{"a": 1}\n\xff\n'])
+def test_a_user_s_own_file_is_to_be_corrected_where_it_lies_and_not_fetched_again(
+    content: bytes, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_bytes(content)
+    sources.fetch_own(mine, tmp_path / "raw")
+    with pytest.raises(Refused, match=r"your own mine\.jsonl, which the section `own`") as refused:
+        list(records.rows(tmp_path / "raw/mine.jsonl"))
+    assert "fetch it again" not in str(refused.value)
+
+
+TYPES = [  # as writers of Parquet have them; the last is what is read, or None
+    (pa.array(["text"], pa.string_view()), "text"),
+    (pa.array(["text"], pa.large_string()), "text"),
+    (pa.array(["text"]).dictionary_encode(), "text"),
+    (pa.array([["text"]], pa.large_list(pa.large_string())), ["text"]),
+    (pa.array([0], pa.timestamp("ns", tz="Europe/Paris")), datetime(1970, 1, 1, tzinfo=UTC)),
+    (pa.array([2**61], pa.timestamp("us")), None),
+    (pa.array([10**7], pa.date32()), None),
+    (pa.array([{"at": 2**61}], pa.struct([("at", pa.timestamp("us"))])), None),
+    (pa.array([1], pa.timestamp("ns", tz="Mars/Phobos")), None),
+]
+
+
+@pytest.mark.parametrize(("column", "wanted"), TYPES, ids=lambda value: str(getattr(value, "type", ""))[:40])
+def test_a_column_of_any_type_is_read_or_refused_by_its_name_and_type(
+    column: pa.Array, wanted: object, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"text": ["a"], "odd": column}), tmp_path / "a.parquet")
+    if wanted is None:
+        with pytest.raises(Refused, match="'odd' is of the type") as refused:
+            list(records.rows(tmp_path / "a.parquet"))
+        assert str(column.type) in str(refused.value) and "not a whole" not in str(refused.value)
+    else:
+        assert list(records.rows(tmp_path / "a.parquet")) == [
+            (f"{tmp_path / 'a.parquet'}:1", {"text": "a", "odd": wanted})
+        ]
 
 
 def test_a_damaged_gz_names_the_line_it_was_read_to(tmp_path: Path) -> None:

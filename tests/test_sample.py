@@ -104,10 +104,12 @@ def test_the_limit_on_prompts_counts_what_the_template_adds(run: Sample, tiny: P
 def test_nothing_left_is_refused_with_the_causes_and_writes_nothing(run: Sample, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"of 12 demonstrations of 'own' none is left(.|\n)*long: 12(.|\n)*`sample`"):
         run(ROWS, max_tokens=3)
-    with pytest.raises(Refused, match="none is left to train on"):
+    with pytest.raises(
+        Refused, match=r"none is left to train on\n.*lower `sample\.heldout_share`, now 1 of the openings"
+    ):
         run(ROWS, heldout_share=1)
-    with pytest.raises(Refused, match="none is left to hold out"):
-        run(ROWS, heldout_share=0)
+    with pytest.raises(Refused, match=r"left to hold out\nof 12 rows .* raise `sample\.heldout_share`, now 0\.01 of"):
+        run(ROWS, heldout_share=0.01)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".rows.parquet.lock"}
 
 
