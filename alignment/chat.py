@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from alignment.command import Refused
-from alignment.corpora import Comparison, Message
+from alignment.corpora import Comparison, Message, is_trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,9 +51,9 @@ def _chatml(messages: list[Message], eos: str, reply_follows: bool) -> Iterator[
             yield Piece("frame", "\n")
         yield Piece("control", "<|im_start|>")
         yield Piece("frame", f"{message['role']}\n")
-        reply = message["role"] == "assistant"
-        yield Piece("data", message["content"], trained=reply)
-        yield Piece("control", eos if reply else "<|im_end|>", trained=reply)
+        reply, trained = message["role"] == "assistant", is_trained(message)
+        yield Piece("data", message["content"], trained)
+        yield Piece("control", eos if reply else "<|im_end|>", trained)
     if reply_follows:
         yield Piece("frame", "\n")
         yield Piece("control", "<|im_start|>")
@@ -68,8 +68,8 @@ def _llama2(messages: list[Message], eos: str, reply_follows: bool) -> Iterator[
             if opened:
                 yield Piece("frame", "[/INST]")
             opened = False
-            yield Piece("data", message["content"], trained=True)
-            yield Piece("control", eos, trained=True)
+            yield Piece("data", message["content"], is_trained(message))
+            yield Piece("control", eos, is_trained(message))
             continue
         if not opened:
             yield Piece("frame", "[INST]")
@@ -224,8 +224,8 @@ class Chat(Text):
         """A conversation to train on.
 
         Returns:
-            `input_ids` and `labels`, of equal length; a label is its token where it is trained (every assistant
-            turn and its EOS) and `IGNORED` elsewhere.
+            `input_ids` and `labels`, of equal length; a label is its token where it is trained (an assistant's turn
+            and its EOS, unless the turn says otherwise) and `IGNORED` elsewhere.
         """
         ids, trained = self._encode(messages, reply_follows=False)
         return {"input_ids": ids, "labels": [i if t else IGNORED for i, t in zip(ids, trained, strict=True)]}

@@ -21,7 +21,7 @@ from alignment import benchmarks, models, overlap
 from alignment.benchmarks import BENCHMARKS
 from alignment.chat import Chat, Lengths, Template
 from alignment.command import Refused
-from alignment.corpora import Cause, Role, opening, whole_text
+from alignment.corpora import Cause, Role, opening, turns, whole_text
 from alignment.overlap import Contamination, Item, NearDuplicates
 from alignment.scan import Reader, Row
 
@@ -245,6 +245,7 @@ def order(keys: NDArray[Any], heldout: bool) -> NDArray[np.intp]:
 
 AT_ONCE = 1000  # rows that become Python's objects at once, for the table
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MARKED = pa.list_(pa.struct([*MESSAGES.value_type, ("trained", pa.bool_())]))  # where a turn is not trained
 SCHEMAS: dict[Role, pa.Schema] = {
     Role.demonstrations: pa.schema([("id", pa.string()), ("split", pa.string()), ("messages", MESSAGES)]),
     Role.comparisons: pa.schema(
@@ -260,11 +261,17 @@ FOUND = pa.schema([("row", pa.string()), ("task", pa.string()), ("item", pa.stri
 
 
 def table(role: Role, train: list[Row], heldout: list[Row]) -> pa.Table:
-    """The chosen rows in TRL's conversational format, with an id and a split, `train` or `heldout`."""
+    """The chosen rows in TRL's conversational format, with an id and a split, `train` or `heldout`.
+
+    Where a turn says that it is not trained, messages have a column `trained`.
+    """
+    schema = SCHEMAS[role]
+    if any("trained" in message for row in (*train, *heldout) for message in turns(row.example)):
+        schema = schema.set(schema.get_field_index("messages"), pa.field("messages", MARKED))
     chosen = [("train", row) for row in train] + [("heldout", row) for row in heldout]
     parts = (chosen[start : start + AT_ONCE] for start in range(0, len(chosen), AT_ONCE))
     tables = (
-        pa.Table.from_pylist([{"id": row.id, "split": split, **row.example} for split, row in part], SCHEMAS[role])
+        pa.Table.from_pylist([{"id": row.id, "split": split, **row.example} for split, row in part], schema)
         for part in parts
     )
     return pa.concat_tables(tables)

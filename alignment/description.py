@@ -3,7 +3,7 @@
 In: examples in TRL's format, their lengths in tokens, the words that mention each safety group. Out: flat figures. All
 datasets of one role have the same names, and the order of the rows makes no difference to any figure.
 
-The *prompt* is what is read and the *reply* is what is trained: of a demonstration the assistant's turns against all
+The *prompt* is what is read and the *reply* is what is trained: of a demonstration the trained turns against all
 others, of a comparison its two replies against its prompt. A *word* is a run of letters, digits and underscores, in
 Unicode's compatibility form and without case. A *share* is of the rows, from 0 to 1. Where nothing defines a figure,
 such as the mean margin of a set without margins, it is 0.
@@ -22,7 +22,7 @@ import numpy as np
 
 from alignment.chat import Lengths
 from alignment.command import Refused
-from alignment.corpora import Message, Role
+from alignment.corpora import Message, Role, is_trained
 from alignment.overlap import WORD, normal
 
 FENCE = "```"
@@ -235,8 +235,8 @@ def _sides(example: Any) -> tuple[list[Message], list[list[Message]]]:
     """The messages that are read, and those of each reply that is trained."""
     if "messages" not in example:
         return example["prompt"], [example["chosen"], example["rejected"]]
-    read = [message for message in example["messages"] if message["role"] != "assistant"]
-    return read, [[message for message in example["messages"] if message["role"] == "assistant"]]
+    read = [message for message in example["messages"] if not is_trained(message)]
+    return read, [list(filter(is_trained, example["messages"]))]
 
 
 def _turns(conversation: Iterable[Message]) -> set[str]:

@@ -150,7 +150,7 @@ def _content(example: Any) -> tuple[str, str]:
     for side in ("messages", "prompt", "chosen", "rejected"):
         for message in example.get(side, ()):
             text = str(_number(message["content"].encode()))
-            marks.append((side, message["role"], text))
+            marks.append((side, message["role"] + "-" * ("trained" in message), text))  # which turns are trained
             replied = replied or message["role"] == "assistant"
             if not replied:
                 opening.append(text)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from alignment import files, records
 from alignment.command import Refused
-from alignment.corpora import Cause, Malformed, Refusal, Role
+from alignment.corpora import Cause, Malformed, Refusal, Role, shown
 from alignment.keys import KEY, Key, Policy
 from alignment.records import Part
 
@@ -71,6 +71,7 @@ class Found:
         wrong: the first few of the wrong shape, with their places.
         keys: of the rows that can be used, as `KEY`.
         best: of a group's rows, where only the best one is used: its rank and its key.
+        passed_over: the names of columns without a use.
     """
 
     read: int = 0
@@ -78,6 +79,7 @@ class Found:
     wrong: list[str] = field(default_factory=list)
     keys: list[NDArray[Any]] = field(default_factory=list)
     best: dict[int, tuple[Any, Key]] = field(default_factory=dict)
+    passed_over: set[str] = field(default_factory=set)
 
     def add(self, other: "Found") -> None:
         """Take in what another part has."""
@@ -85,6 +87,7 @@ class Found:
         self.dropped += other.dropped
         self.wrong = (self.wrong + other.wrong)[:SHOWN]
         self.keys += other.keys
+        self.passed_over |= other.passed_over
         for group, (rank, key) in other.best.items():
             self.compare(group, rank, key)
 
@@ -127,11 +130,14 @@ class Reader:
                 progress.update()
                 if (wrong := found.dropped[Cause.malformed]) > self.policy.malformed:
                     own = files.copied(self._parts[0].path)
-                    shown = "\n".join([*(f"  {line}" for line in found.wrong), *([own] if own else [])])
+                    lines = "\n".join([*(f"  {line}" for line in found.wrong), *([own] if own else [])])
                     raise Refused(
                         f"{wrong} or more rows have the wrong shape, {self.policy.malformed} are allowed "
-                        f"(`sample.malformed`):\n{shown}"
+                        f"(`sample.malformed`):\n{lines}"
                     )
+        if found.passed_over:
+            names = shown(dict.fromkeys(sorted(found.passed_over)))
+            print(f"{self.policy.corpus}, {self.policy.role}: passed over {names}")
         best = np.array([key for _, key in found.best.values()], dtype=KEY)
         return np.concatenate([*found.keys, best]), found.read, found.dropped
 
@@ -228,6 +234,7 @@ def _find(policy: Policy, place: int, part: Part) -> Found:
     """Read a part for the first time."""
     group = policy.module.GROUP
     best = group.best if group and policy.role is Role.demonstrations else None
+    passed_over = getattr(policy.module, "passed_over", None)
     found, keys = Found(), []
     for number, row in _left(policy, place, part, found):
         found.read += 1
@@ -237,6 +244,8 @@ def _find(policy: Policy, place: int, part: Part) -> Found:
                 found.dropped[example.cause] += 1
                 continue
             key = policy.key(place, part.path, number, row, example)
+            if passed_over:
+                found.passed_over |= passed_over(row, policy.role)
         except Malformed as error:
             found.dropped[Cause.malformed] += 1
             if len(found.wrong) < SHOWN:

@@ -388,6 +388,17 @@ def test_demonstrations_train_the_assistant_s_turns_and_their_eos_and_nothing_el
         assert replies == [*map(a_chat.text, wanted), []]
 
 
+def test_a_turn_that_says_so_is_read_and_not_trained(a_chat: Chat) -> None:
+    for messages in CONVERSATIONS:
+        marked = [
+            {**m, "trained": False} if m["role"] == "assistant" and m is not messages[-1] else m for m in messages
+        ]
+        plain, row = a_chat.demonstration(messages), a_chat.demonstration(marked)  # type: ignore[arg-type]
+        reply = [*a_chat.text(messages[-1]["content"]), a_chat.tokenizer.eos_token_id]
+        assert row["input_ids"] == plain["input_ids"]
+        assert row["labels"] == [IGNORED] * (len(row["labels"]) - len(reply)) + reply
+
+
 def test_a_prompt_is_the_beginning_of_the_demonstration_and_the_reply_is_what_follows(a_chat: Chat) -> None:
     for messages in CONVERSATIONS:
         ids, prompt = a_chat.demonstration(messages)["input_ids"], a_chat.prompt(messages[:-1])

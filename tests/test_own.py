@@ -1,6 +1,7 @@
 """Bring your own: rows in TRL's formats through the corpus `own`; a new named corpus is one file and nothing else."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -8,15 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import broken_rows
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from broken_rows import Fault, FileFault
 from dvc.repo import Repo
 from test_corpora import reply, system, user
 from test_pipeline import dvc, git, of, ran
 
-from alignment import records
-from alignment.corpora import Cause, Malformed, Refusal, own
+from alignment import records, scan, sources
+from alignment.command import Refused
+from alignment.corpora import Cause, Malformed, Refusal, Role, own
+from alignment.keys import Policy
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,6 +52,18 @@ DEMONSTRATIONS = [
         CHAT,
         id="null fields in a message",
     ),
+    pytest.param(
+        {"prompt": [user("P"), reply("R"), user("Q")], "completion": "A"},
+        {"messages": [user("P"), {**reply("R"), "trained": False}, user("Q"), reply("A")]},
+        id="the prompt is never trained",
+    ),
+    pytest.param(
+        {"messages": [user("P"), {**reply("R"), "weight": 0}, user("Q"), {**reply("A"), "weight": 1}]},
+        {"messages": [user("P"), {**reply("R"), "trained": False}, user("Q"), reply("A")]},
+        id="a turn of the weight 0",
+    ),
+    pytest.param({**CHAT, "tools": [], "images": "", "thinking": None}, CHAT, id="no tools"),
+    pytest.param({**CHAT, "label": 3}, CHAT, id="a label of many"),
     pytest.param({"messages": [user("Q")]}, Cause.no_reply, id="ends with the user"),
     pytest.param({"messages": []}, Cause.no_reply, id="no messages"),
     pytest.param({"prompt": "Q", "completion": [user("A")]}, Cause.no_reply, id="the completion is the user's"),
@@ -190,6 +207,56 @@ def test_a_parquet_file_of_mixed_rows_is_read_as_its_rows_were_written(tmp_path:
     read = [row for _, row in records.rows(tmp_path / "mine.parquet")]
     assert read[1]["messages"] is None and read[0]["messages"][1]["name"] is None
     assert [own.demonstration(row) for row in read] == [CHAT, CHAT, {"messages": [system("S"), *CHAT["messages"]]}]
+
+
+# Files with one fault
+
+
+def reading(raw: Path, role: Role, malformed: int) -> tuple[int, dict[Cause, int]]:
+    """How many rows of a fetched folder can be used, and what became of the others."""
+    with scan.reading(Policy("own", role, raw, 0, 0, 0.2, malformed), lambda: len) as reader:
+        keys, read, dropped = reader.keys()
+    assert read == len(keys) + dropped.total()
+    return len(keys), dict(dropped)
+
+
+@pytest.mark.parametrize("fault", broken_rows.faults(), ids=lambda fault: f"{fault.role}: {fault.name}")
+def test_a_fault_is_counted_or_named_and_the_rows_around_it_are_used(fault: Fault, tmp_path: Path) -> None:
+    for seed in range(3):
+        path, at = broken_rows.write(tmp_path, fault, random.Random(seed))
+        raw = tmp_path / f"raw-{seed}"
+        sources.fetch_own(path, raw)
+        used, dropped = reading(raw, fault.role, malformed=1)
+        assert used == len(list(records.rows(raw / path.name))) - 1
+        if isinstance(fault.wanted, Cause):
+            assert dropped == {fault.wanted: 1}
+            continue
+        assert dropped == {Cause.malformed: 1}
+        with pytest.raises(Refused) as refused:
+            reading(raw, fault.role, malformed=0)
+        said = str(refused.value)
+        assert f"{path.name}:{at}: found " in said and fault.wanted in said and f"your own {path.name}" in said
+
+
+@pytest.mark.parametrize("fault", broken_rows.FILE_FAULTS, ids=lambda fault: fault.name)
+def test_a_file_that_cannot_be_read_is_refused_as_the_user_s_own(fault: FileFault, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_bytes(fault.damage(broken_rows.lines([broken_rows.good(Role.demonstrations, n) for n in range(3)])))
+    sources.fetch_own(mine, tmp_path / "raw")
+    with pytest.raises(Refused, match=re.escape(fault.wanted)) as refused:
+        reading(tmp_path / "raw", Role.demonstrations, malformed=9)
+    assert "your own mine.jsonl" in str(refused.value)
+
+
+def test_columns_without_a_use_are_named_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {**CHAT, "source": "x", "n": 0, "empty": [], "gone": None},
+        {"messages": [{**user("Q"), "name": "x"}, {**reply("A"), "weight": 1}], "prompt": "P", "id": "7"},
+    ]
+    (tmp_path / "mine.jsonl").write_bytes(broken_rows.lines(rows))
+    assert reading(tmp_path, Role.demonstrations, malformed=0) == (2, {})
+    said = capsys.readouterr().out
+    assert said == "own, demonstrations: passed over the columns id, messages' name, prompt, source\n"
 
 
 # A new named corpus

@@ -65,7 +65,21 @@ NUMBERS = st.sampled_from(
     ]
 )
 NAMES = st.sampled_from(
-    ("role", "content", "messages", "prompt", "chosen", "rejected", "completion", "margin", "label", "", "\ud800")
+    (
+        "role",
+        "content",
+        "messages",
+        "prompt",
+        "chosen",
+        "rejected",
+        "completion",
+        "margin",
+        "label",
+        "weight",
+        "tools",
+        "",
+        "\ud800",
+    )
 )
 LEAVES = st.none() | NUMBERS | TEXTS
 JUNK = st.recursive(
@@ -114,7 +128,8 @@ def near_rows(draw: st.DrawFn, name: str) -> Any:
 def check_messages(messages: Any, roles: tuple[str, ...] = ("system", "user", "assistant")) -> None:
     assert isinstance(messages, list) and messages
     for message in messages:
-        assert set(message) == {"role", "content"} and message["role"] in roles
+        marked = message["role"] == "assistant" and message.get("trained") is False
+        assert set(message) == {"role", "content", *(["trained"] if marked else [])} and message["role"] in roles
         assert isinstance(message["content"], str) and message["content"].strip()
 
 
@@ -123,10 +138,11 @@ def check_contract(role: Role, example: Any) -> None:
     if role is Role.demonstrations:
         assert set(example) == {"messages"}
         check_messages(example["messages"])
-        assert example["messages"][-1]["role"] == "assistant"
+        assert corpora.is_trained(example["messages"][-1])
         return
     assert set(example) == {"prompt", "chosen", "rejected", "margin"}
     check_messages(example["prompt"])
+    assert not any("trained" in message for message in corpora.turns(example))
     for side in ("chosen", "rejected"):
         check_messages(example[side], ("assistant",))
         assert len(example[side]) == 1

@@ -12,7 +12,7 @@ from alignment import benchmarks, chat, corpora, curation, files, models, pins, 
 from alignment.chat import Template
 from alignment.command import Refused
 from alignment.corpora import Cause, Role
-from stages import sample
+from stages import sample, sft
 
 MINI = Path(__file__).parents[1] / "data/mini"
 LIMITS: dict[str, Any] = {
@@ -111,6 +111,34 @@ def test_nothing_left_is_refused_with_the_causes_and_writes_nothing(run: Sample,
     with pytest.raises(Refused, match=r"left to hold out\nof 12 rows .* raise `sample\.heldout_share`, now 0\.01 of"):
         run(ROWS, heldout_share=0.01)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".rows.parquet.lock"}
+
+
+def test_a_prompt_s_replies_and_those_of_weight_0_reach_training_untrained(
+    run: Sample, tiny: Path, tmp_path: Path
+) -> None:
+    rows: list[Any] = []
+    for number in range(12):
+        said = [{"role": role, "content": f"{role} {number}"} for role in ("user", "assistant", "user")]
+        reply = {"role": "assistant", "content": f"Good {number}."}
+        weighed = {"messages": [*({**turn, "weight": 0} for turn in said), reply]}
+        rows.append(weighed if number % 2 else {"prompt": said, "completion": [reply]})
+    table, metrics = run(rows)
+    encoded = chat.Chat(models.tokenizer(tiny), Template.chatml)
+    trained = []
+    for row in sft.encode(encoded, table):
+        trained.append(encoded.tokenizer.decode([label for label in row["labels"] if label != chat.IGNORED]))
+        assert "assistant\nassistant " in encoded.tokenizer.decode(row["input_ids"])
+    assert sorted(trained) == sorted(f"Good {number}.</s>" for number in range(12))
+    assert metrics["tokens.reply.mean"] < 12  # what is trained; all else is prompt
+    fields = pq.read_schema(tmp_path / "out/rows.parquet").field("messages").type.value_type
+    assert [field.name for field in fields] == ["role", "content", "trained"]
+
+
+def test_which_turns_are_trained_is_part_of_what_orders_a_row(run: Sample) -> None:
+    asked = [{"role": "user", "content": "P"}, {"role": "assistant", "content": "R"}, {"role": "user", "content": "Q"}]
+    twins = [{"prompt": asked, "completion": "A"}, {"messages": [*asked, {"role": "assistant", "content": "A"}]}]
+    kept = [run([*ROWS, *order], heldout_share=0.3)[0] for order in (twins, twins[::-1])]
+    assert kept[0] == kept[1]  # one of the two, as their texts are the same, and whichever order they have
 
 
 def test_malformed_rows_stop_the_stage_unless_allowed(run: Sample) -> None:

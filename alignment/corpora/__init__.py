@@ -6,6 +6,7 @@ A corpus file defines
 - `demonstration(row)` and, if it has them, `comparison(row)`: pure functions from one raw row to an example in TRL's
   conversational format, or a `Refusal` that names the cause; a row of another shape raises `Malformed`;
 - `GROUP`: how curation treats rows that belong together, or None;
+- `passed_over(row, role)`, if rows may have columns without a use: the names of those, which the log gives;
 - `TURNS`, if a demonstration is a few columns of text: the column of each role, in order. It says that a row whose
   texts all begin with a visible character is those turns as they stand, so that millions of rows of Parquet are put in
   order without being parsed one by one.
@@ -33,14 +34,18 @@ class Role(StrEnum):
 
 
 class Message(TypedDict):
-    """One turn; `role` is system, user or assistant."""
+    """One turn; `role` is system, user or assistant.
+
+    `trained` is False on an assistant's turn of a demonstration that is read and not trained, and absent elsewhere.
+    """
 
     role: str
     content: str
+    trained: NotRequired[bool]
 
 
 class Demonstration(TypedDict):
-    """A conversation whose assistant turns are trained; the last turn is an assistant's."""
+    """A conversation whose assistant turns are trained, unless they say otherwise; the last turn is trained."""
 
     messages: list[Message]
 
@@ -129,6 +134,11 @@ def load(name: str, role: Role | None = None) -> ModuleType:
 
 def _serves(name: str, role: Role) -> bool:
     return hasattr(importlib.import_module(f"{__name__}.{name}"), role.value.removesuffix("s"))
+
+
+def is_trained(message: Message) -> bool:
+    """Whether a demonstration's turn is trained. (In a table a mark that is absent is null.)"""
+    return message["role"] == "assistant" and message.get("trained") is not False
 
 
 def turns(example: Any) -> list[Message]:
