@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from alignment import cells, page, tables
+from alignment import cells, page, sources, tables
 from alignment.command import Refused
 from alignment.comparison import Comparison
 from alignment.family import Family, Gate, Key
@@ -64,11 +64,13 @@ class Side:
 
     @cached_property
     def params(self) -> dict[str, str]:
-        """Every key of its params file, `sft.epochs`, as text."""
+        """Every key of its params file, `sft.epochs`, as text; a `source` that may hold a secret is not shown."""
         try:
-            return dict(_flat(yaml.safe_load(self.revisions[0].tree.read_text("params.yaml"))))
+            found = dict(_flat(yaml.safe_load(self.revisions[0].tree.read_text("params.yaml"))))
         except FileNotFoundError:
             return {}
+        hidden = {"source": "not shown: it may hold a secret"} if sources.holds_secret(found.get("source", "")) else {}
+        return found | hidden
 
     @cached_property
     def code(self) -> dict[str, str]:

@@ -9,12 +9,13 @@ A mirror is a folder or an http(s) address, laid out as the hub lays out its rep
 
 import dataclasses
 import fnmatch
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from alignment import files
 from alignment.command import Refused
@@ -178,18 +179,37 @@ def write_provenance(folder: Path, repository: str, revision: str, source: str, 
     files.write_json(folder / "provenance.json", head | said | {"files": content})
 
 
+def refuse_secret(source: str) -> str:
+    """Pass on a `source` that everyone may read, for dvc.lock keeps the command of every stage that has ended well.
+
+    Raises:
+        Refused: it may hold a password or a token, which is not repeated.
+    """
+    if holds_secret(source):
+        raise Refused(
+            "`source` holds a user name, a password, a query or a fragment (`…@`, `?…` or `#…`), which dvc.lock would "
+            "keep for everyone to read.\nIt is not repeated here, and nothing was asked or recorded. But params.yaml "
+            "or the command line has it, and DVC prints a stage's command: change what others could read there.\n"
+            "Serve the mirror without one, or set `source` to the absolute path of a mirror folder"
+        )
+    return source
+
+
+def holds_secret(source: str) -> bool:
+    """Say whether a `source`, of whatever form, has a part where a password or a token may stand; no folder has."""
+    if os.path.isdir(source):
+        return False
+    head, found, rest = source.partition("://")
+    return "?" in source or "#" in source or "@" in (rest.partition("/")[0] if found else head)
+
+
 def _mirror(source: str) -> Path | str | None:
     """The folder or the http(s) address that `source` stands for; None for the hub."""
-    if source == "hub":
+    if refuse_secret(source) == "hub":
         return None
-    if source.startswith(("http://", "https://")):
-        parts = urlsplit(source)
-        if parts.username or parts.query:
-            raise Refused(
-                "`source` is an address with a password or a query, which dvc.lock would keep for everyone to read.\n"
-                "Serve the mirror without one, or set `source` to the absolute path of a mirror folder"
-            )
-        return source.rstrip("/")
+    scheme, found, rest = source.partition("://")
+    if found and scheme.lower() in ("http", "https"):
+        return f"{scheme.lower()}://{rest.rstrip('/')}"
     path = MINI if source == "mini" else Path(source)
     if path.is_dir() and (source == "mini" or path.is_absolute()):
         return path

@@ -13,7 +13,12 @@ import typer
 from alignment import command, corpora, files, pins, sources, weights
 
 Out = Annotated[Path, typer.Argument(help="The folder to make.")]
-Source = Annotated[str, typer.Option(help="`hub`, `mini`, or a mirror: an absolute folder, or an http(s) address.")]
+Source = Annotated[  # refused also where it is not asked for anything: DVC would record it all the same
+    str,
+    typer.Option(
+        help="`hub`, `mini`, or a mirror: an absolute folder, or an http(s) address.", callback=sources.refuse_secret
+    ),
+]
 Downloads = Annotated[Path, typer.Option(help="A folder that keeps what a download has so far for the next time.")]
 
 

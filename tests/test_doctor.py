@@ -200,6 +200,18 @@ def ask(hub: Hub, home: Path, revision: str = COMMIT, pattern: str = "data/*", *
     return {finding["check"]: finding for finding in found}, sizes
 
 
+@pytest.mark.parametrize("source", ["HTTP://me:hidden@127.0.0.1:9/m", f"http://127.0.0.1:9/m#token=hidden{'0' * 300}"])
+def test_an_address_with_a_secret_is_a_failure_and_nowhere_repeated(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path = write(tmp_path, yaml.safe_dump(params(source=source, model="owner/name@abc")))
+    with pytest.raises(SystemExit):
+        doctor.main(path)
+    printed = "".join(capsys.readouterr())
+    assert re.search(r"failure +source: `source` holds a user name", printed) and "hidden" not in printed
+
+
 @pytest.fixture
 def gated() -> Iterator[Hub]:
     with serving(Hub({"data/a.jsonl": b"one\n" * 50, "README.md": b""}, token=SECRET)) as state:

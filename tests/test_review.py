@@ -113,6 +113,14 @@ def test_a_checkpoint_of_one_side_alone_is_named(tmp_path: Path) -> None:
     assert found.stages == ["sft"] and "**Not compared**: dpo, which `work` has not scored." in found.text()
 
 
+def test_a_source_with_a_secret_is_not_shown(tmp_path: Path) -> None:
+    before, after = planted.revision(tmp_path, "main"), planted.revision(tmp_path, "work", data="orca")
+    for revision, source in ((before, "mini"), (after, "http://me:secret@example.org")):
+        revision.tree.pipe_file("params.yaml", f"source: {source}\nseed: 0\n".encode())
+    said = reviewed(before, after).text()
+    assert "Parameters: `source` `mini` → `not shown: it may hold a secret`." in said and "me:secret" not in said
+
+
 def test_names_and_values_cannot_become_markup() -> None:
     said = review._code("a`b|c\n@everyone")
     assert said == "`a´b¦c @everyone`"

@@ -121,11 +121,51 @@ def test_a_source_of_another_form_is_refused_with_those_known(
         assert part in str(refusal.value)
 
 
-@pytest.mark.parametrize("source", ["https://me:secret@example.org/m", "https://example.org/m?key=secret"])
+SECRETS = (
+    "https://me:secret@example.org/m",
+    "HTTP://me:secret@example.org/m",
+    "http://:secret@example.org",
+    "http://secret@example.org/m",
+    "https://example.org/m?key=secret",
+    "https://example.org/m#token=secret",
+    "ftp://me:secret@example.org",
+    "//me:secret@example.org/m",
+    "http:/me:secret@example.org/m",
+    "me:secret@example.org",
+    f"https://example.org/m?token=secret{'0' * 300}",
+)
+
+
+@pytest.mark.parametrize("source", SECRETS)
 def test_an_address_with_a_secret_is_refused_and_not_repeated(source: str, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"dvc\.lock") as refusal:
         sources.fetch(PINNED, source, tmp_path / "out")
-    assert "secret" not in str(refusal.value)
+    assert "secret" not in str(refusal.value) and "example" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model", "random:2x64", "out"],
+        ["corpus", "own", "out", "--own", "mine.jsonl"],
+        ["safety", "own", "out", "--own", "mine.json"],
+    ],
+)
+def test_a_secret_is_refused_where_nothing_is_asked_for(words: list[str], tmp_path: Path) -> None:
+    """DVC records a command that succeeds, whether or not it used its `source`."""
+    command = [sys.executable, "-m", "stages.fetch", *words, "--downloads=downloads", f"--source={SECRETS[1]}"]
+    settings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    ended = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "dvc.lock" in ended.stderr and "Traceback" not in ended.stderr
+    assert "secret" not in ended.stdout + ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["mirror#2", "me@home", "what?"])
+def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+    root = mirror(tmp_path / name, "owner/name/data/a.jsonl")
+    sources.fetch(PINNED, str(root), tmp_path / "out")
+    assert names(tmp_path / "out") == ["data/a.jsonl", "provenance.json"]
 
 
 def test_terms_are_said_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -531,7 +571,8 @@ def test_github_without_the_file_is_refused(near: Hub, tmp_path: Path) -> None:
 
 
 def test_a_mirror_behind_an_address_gives_the_bytes_of_its_folder(near: Hub, tmp_path: Path) -> None:
-    sources.fetch(PINNED, f"{near.endpoint}/mirror/", tmp_path / "out", downloads=tmp_path / "downloads")
+    address = f"{near.endpoint}/mirror/".replace("http", "HTTP")
+    sources.fetch(PINNED, address, tmp_path / "out", downloads=tmp_path / "downloads")
     for name, text in near.stated.items():
         (tmp_path / "mirror/owner/name" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mirror/owner/name" / name).write_bytes(text)
