@@ -12,9 +12,10 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from alignment.command import Refused
 CONNECTIONS = 4  # files of one repository that are downloaded at once
 DELAYS_SECONDS: tuple[float, ...] = (1, 4, 16)  # between attempts that bring nothing
 LONGEST_WAIT_SECONDS = 300.0  # the hub counts requests in windows of five minutes
+SETTLED_SECONDS = 60.0  # after which a file that changes again has another date, whatever the clocks
 SILENCE_SECONDS = 30.0  # a connection that brings nothing for so long has failed
 
 Result = TypeVar("Result")
@@ -190,24 +192,27 @@ class _Transfer:
         )
 
     def stream(self, file: Stated, part: Path) -> None:
-        """Bring `part` to its stated length, from where it stops, or from the start where the server cannot."""
+        """Bring `part` to its stated length, from where it stops, or from the start where that may be another file."""
         from huggingface_hub import get_session
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
         self.go_on()
-        if (have := _size(part)) > file.size:
-            part.unlink()
-            have = 0
+        have, version = _kept(file, part)
         if have == file.size and part.exists():
             return
         headers = build_hf_headers() if self.place.hub else {}
-        # What is compressed on the way could not be resumed.
-        headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        headers |= {"Accept-Encoding": "identity"}  # what is compressed on the way could not be resumed
+        headers |= {"Range": f"bytes={have}-"} if have else {}
+        headers |= {"If-Range": version} if have and version else {}
         with get_session().stream("GET", file.address, headers=headers, timeout=SILENCE_SECONDS) as response:
             hf_raise_for_status(response)
+            if response.status_code != 206:
+                files.remove(part)
+                files.write_text(_version(part), _validator(response.headers))
+            elif not _continues(response.headers, have, version):
+                files.remove(part)
+                raise ConnectionError("the server has another file by now, and does not heed If-Range")
             with part.open("ab") as stream:
-                if response.status_code != 206:
-                    stream.truncate(0)
                 for piece in response.iter_bytes():
                     self.go_on()
                     self.progress.update(stream.write(piece))
@@ -220,6 +225,35 @@ class _Transfer:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _version(part: Path) -> Path:
+    """Where it stands of which version of a file a part is."""
+    return part.with_name(f"{part.name}.version")
+
+
+def _kept(file: Stated, part: Path) -> tuple[int, str]:
+    """How many bytes can be gone on from, and of which version; none where nothing would tell two versions apart."""
+    have = _size(part)
+    version = _version(part).read_text(encoding="utf-8") if _version(part).exists() else ""
+    return (have, version) if have <= file.size and (file.hash or version) else (0, "")
+
+
+def _validator(headers: Mapping[str, str]) -> str:
+    """What no other version of a file has, as `If-Range` takes it (RFC 9110, 8.8): a strong ETag, or an older date."""
+    if (tag := headers.get("ETag", "")).startswith('"'):
+        return tag
+    changed, now = headers.get("Last-Modified", ""), headers.get("Date", "")
+    with contextlib.suppress(ValueError, TypeError):  # no dates
+        if (parsedate_to_datetime(now) - parsedate_to_datetime(changed)).total_seconds() >= SETTLED_SECONDS:
+            return changed
+    return ""
+
+
+def _continues(headers: Mapping[str, str], have: int, version: str) -> bool:
+    """Whether a partial answer begins where a part stops, and is of the same version as far as it says."""
+    stated = headers.get("ETag" if version.startswith('"') else "Last-Modified")
+    return headers.get("Content-Range", "").startswith(f"bytes {have}-") and (not version or stated in (None, version))
 
 
 def _hash(path: Path, like: str) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +25,7 @@ def blob_id(content: bytes) -> str:
 class Meets:
     """What a request meets: a status, headers, other bytes; or a connection that breaks or waits after `cut` bytes.
 
-    A failure that waits is told when the waiting ends.
+    A failure that waits is told when the waiting ends; `after` is called when all is sent.
     """
 
     status: int = 200
@@ -33,6 +33,7 @@ class Meets:
     body: bytes | None = None
     cut: int | None = None
     wait: threading.Event | None = None
+    after: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -57,6 +58,9 @@ class Hub:
     token: str | None = None  # without it the repository is gated
     elsewhere: bool = False  # LFS files are served by another host, as the hub's are
     ranges: bool = True
+    conditions: bool = True  # whether `If-Range` is heeded
+    validators: tuple[str, ...] = ("ETag",)  # what tells two versions of a file apart: of `ETag`, `Last-Modified`
+    changed: str = "Sat, 01 Aug 2020 10:00:00 GMT"  # when the files were, if that is told
     lengths: bool = True
     together: threading.Barrier | None = None  # every file waits until so many are asked for
     port: int = 0
@@ -132,8 +136,11 @@ class Handler(BaseHTTPRequestHandler):
         if hub.together and self.command == "GET":
             hub.together.wait(timeout=10)
         content = hub.stated[name] if meets.body is None else meets.body
-        meets.headers["ETag"] = f'"{blob_id(hub.stated[name])}"'
-        if asked.range and hub.ranges:
+        told = {"ETag": f'"{blob_id(hub.stated[name])}"', "Last-Modified": hub.changed}
+        told = {header: told[header] for header in hub.validators}
+        meets.headers |= told
+        condition = self.headers["If-Range"] if hub.conditions else None
+        if asked.range and hub.ranges and condition in (None, *told.values()):
             start = int(asked.range.removeprefix("bytes=").removesuffix("-"))
             meets.headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             asked.sent = self.reply(206, content[start:], meets)
@@ -156,6 +163,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         if meets.wait and not failing:
             meets.wait.wait(timeout=30)
+        meets.after()
         return sent
 
     def log_message(self, *_: Any) -> None:

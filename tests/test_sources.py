@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -605,6 +606,46 @@ def test_a_mirrors_file_that_changed_is_not_joined_to_what_was_there(near: Hub, 
     near.stated["data/large.jsonl"] = LARGE[::-1]
     sources.fetch(*fetched, downloads=tmp_path / "downloads")
     assert content(tmp_path / "out")["data/large.jsonl"] == LARGE[::-1]
+
+
+LATER = "Sat, 01 Aug 2020 10:00:01 GMT"
+
+
+@pytest.mark.parametrize(
+    ("validators", "conditions"),
+    [(("ETag",), True), (("ETag",), False), (("Last-Modified",), True), (("Last-Modified",), False), ((), True)],
+)
+def test_a_file_that_changes_between_two_attempts_is_not_spliced(
+    validators: tuple[str, ...], conditions: bool, near: Hub, tmp_path: Path
+) -> None:
+    """It has the same size, and no hash is stated, so only what the server says of versions can tell."""
+    near.validators, near.conditions = validators, conditions
+    near.meets["data/large.jsonl"] = [Meets(cut=2000, after=lambda: change(near))]
+    sources.fetch(PINNED, f"{near.endpoint}/mirror", tmp_path / "out", downloads=tmp_path / "downloads")
+    assert content(tmp_path / "out")["data/large.jsonl"] == LARGE[::-1]
+
+
+def change(hub: Hub) -> None:
+    hub.stated["data/large.jsonl"], hub.changed = LARGE[::-1], LATER
+
+
+@pytest.mark.parametrize(
+    ("validators", "changed", "range"),
+    [
+        (("ETag",), "", "bytes=2000-"),
+        (("Last-Modified",), LATER, "bytes=2000-"),
+        (("Last-Modified",), "", None),  # just now: it may change once more within that second
+        ((), "", None),
+    ],
+)
+def test_what_tells_no_version_apart_begins_anew(
+    validators: tuple[str, ...], changed: str, range: str | None, near: Hub, tmp_path: Path
+) -> None:
+    near.validators, near.changed = validators, changed or formatdate(usegmt=True)
+    near.meets["data/large.jsonl"] = [Meets(cut=2000)]
+    sources.fetch(PINNED, f"{near.endpoint}/mirror", tmp_path / "out", downloads=tmp_path / "downloads")
+    assert content(tmp_path / "out") == WANTED
+    assert [request.range for request in near.asked("data/large.jsonl")] == [None, range]
 
 
 @pytest.mark.parametrize(
