@@ -11,7 +11,7 @@ BASELINE ?= base
 BASE ?= main
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro study compare diff test check preset doctor export bench agree verify soak
+.PHONY: .venv repro study compare diff test check preset doctor export bench agree verify soak
 
 repro: .venv  ## rebuild what has changed, and show the table
 	python -m stages.fetched params.yaml
@@ -66,7 +66,10 @@ verify: .venv  ## is every recorded byte still there, and do STAGES (all that ne
 models/base:
 	dvc repro fetch@model
 
-.venv: requirements.lock
+.venv: .venv/installed
+
+# Written last, so that an installation that failed or was killed is gone on with by the next `make`.
+.venv/installed: requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements.lock
-	touch .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	touch $@

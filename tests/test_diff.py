@@ -1,6 +1,5 @@
 """`make diff` and the workflow that posts it, in throwaway clones of a history whose branches change a dataset."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -52,8 +51,11 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clone(origin: Path, folder: Path, *words: str) -> Path:
     """A fresh clone with the packages of these tests."""
     git(folder.parent, "clone", "--quiet", *words, f"file://{origin}", str(folder))
-    (folder / ".venv").symlink_to(sys.prefix)
-    os.utime(folder / "requirements.lock", (0, 0))  # older than the packages: nothing is installed
+    (folder / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        if path.name != "installed":
+            (folder / ".venv" / path.name).symlink_to(path)
+    (folder / ".venv/installed").touch()  # so that nothing is installed
     return folder
 
 
