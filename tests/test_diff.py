@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 import studies
-import yaml
+import workflow
 from clones import ENVIRONMENT, change, git, ran
+from workflow import Run
 
 from alignment.command import Refused
 from stages import diff
 
 ROOT = Path(__file__).parents[1]
-WORKFLOW = ".github/workflows/study.yml"
-# In place of the platform's own command: keeps what it was told, and the comment.
-GH = '#!/bin/sh\necho "$@" > "$KEPT/said"; for last; do :; done; cp "$last" "$KEPT/comment.md"\n'
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +31,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"data": "own", "version": 2.0},
     ]
     folder = studies.repository(tmp_path_factory.mktemp("diff"), variants)
-    for name in ("Makefile", WORKFLOW):
+    for name in ("Makefile", workflow.PATH):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     (folder / "requirements.lock").touch()
@@ -59,39 +57,7 @@ def clone(origin: Path, folder: Path, *words: str) -> Path:
     return folder
 
 
-def variables(folder: Path) -> dict[str, str]:
-    return {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "KEPT": str(folder.parent)}
-
-
-def expressions(text: str, values: dict[str, str]) -> str:
-    """What the platform puts in place of `${{ … }}`."""
-    return re.sub(r"\$\{\{ *(.*?) *\}\}", lambda found: values[found[1]], text)
-
-
-def run_workflow(folder: Path, head: str) -> tuple[str, list[tuple[str, int]]]:
-    """Every command of the workflow, as for a pull request onto `main`; what they printed, and how each step ended."""
-    (folder.parent / "gh").write_text(GH)
-    (folder.parent / "gh").chmod(0o755)
-    shared, summary = folder.parent / "env", folder.parent / "summary.md"
-    values = {"github.base_ref": "main", "github.token": "t", "github.event.number": "7"}
-    (job,) = yaml.safe_load((folder / WORKFLOW).read_text(encoding="utf-8"))["jobs"].values()
-    printed, ended = "", []
-    for step in (step for step in job["steps"] if "run" in step):
-        shared.touch()
-        kept = dict(line.split("=", 1) for line in shared.read_text().splitlines())
-        platform = {"GITHUB_SHA": head, "GITHUB_ENV": str(shared), "GITHUB_STEP_SUMMARY": str(summary)}
-        given = {name: expressions(value, values) for name, value in step.get("env", {}).items()}
-        path = {"PATH": f"{folder.parent}:{ENVIRONMENT['PATH']}"}
-        if any(code for _, code in ended) and "!cancelled()" not in step.get("if", ""):
-            continue
-        done = subprocess.run(
-            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
-            cwd=folder, env={**variables(folder), **platform, **kept, **given, **path},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        printed += done.stdout + done.stderr
-        ended.append((step["name"], done.returncode))
-    return printed, ended
+VARIABLES = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
 
 
 def test_every_command_of_the_workflow_runs_and_the_comment_is_posted(origin: Path, tmp_path: Path) -> None:
@@ -100,19 +66,18 @@ def test_every_command_of_the_workflow_runs_and_the_comment_is_posted(origin: Pa
     head = git(folder, "rev-parse", "origin/shp").strip()
     git(folder, "switch", "--quiet", "--detach", head)  # as the platform's checkout leaves it
     git(folder, "branch", "--delete", "--force", "main")
-    printed, ended = run_workflow(folder, head)
-    assert [name for name, code in ended if code] == ["What changes"], printed
-    assert [name for name, _ in ended][-2:] == ["Summary", "Comment"]
-    assert {"sft", "dpo", "eval@dpo"} <= ran(printed)
-    assert (tmp_path / "said").read_text() == "pr comment 7 --edit-last --create-if-none --body-file metrics/diff.md\n"
-    comment = (tmp_path / "comment.md").read_text(encoding="utf-8")
+    run = Run(folder, head, VARIABLES).all()
+    assert run.failed == ["What changes"], run.printed
+    assert list(run.ended)[-2:] == ["Summary", "Comment"]
+    assert {"sft", "dpo", "eval@dpo"} <= ran(run.printed)
+    comment = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert comment.startswith("## `main` → `workspace`\n\n- **The gate fails**: fallen by more than 1 point")
     assert (
         re.search(r"\| dpo +\| HellaSwag .*\| \*\*real\*\* ", comment)
         and "Parameters: `data` `lima` → `shp`" in comment
     )
     assert "`sample/demonstrations.json rows.kept`" not in comment  # which did not change
-    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == comment
+    assert (tmp_path / "posted.md").read_text(encoding="utf-8") == f"<!-- alignment-study -->\n{comment}"
     assert git(folder, "rev-parse", "main~1").strip() == git(folder, "rev-parse", "origin/main").strip()
     assert git(folder, "rev-parse", "HEAD").strip() == head
 
@@ -150,7 +115,7 @@ def test_another_task_version_is_refused_and_the_comment_says_so(
 def test_a_shallow_clone_is_told_what_it_lacks(origin: Path, tmp_path: Path) -> None:
     folder = clone(origin, tmp_path / "clone", "--depth", "1", "--branch", "orca")
     done = subprocess.run(
-        ["make", "diff", "BASE=main"], cwd=folder, env=variables(folder), capture_output=True, text=True, check=False
+        ["make", "diff", "BASE=main"], cwd=folder, env=VARIABLES, capture_output=True, text=True, check=False
     )
     assert (
         done.returncode
