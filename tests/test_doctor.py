@@ -506,6 +506,24 @@ def test_git_says_what_an_experiment_cannot_record(repository: Path, monkeypatch
     assert checkout.git()[0].level is Level.failure
 
 
+def test_what_our_commands_write_for_a_reader_is_no_change(repository: Path) -> None:
+    shutil.copy(ROOT / ".gitignore", repository)
+    run("git", "add", ".", folder=repository)
+    run("git", "commit", "--quiet", "-m", "ignored", folder=repository)
+    for name in (
+        "metrics/study.md",
+        "metrics/study.html",
+        "metrics/study/safety.svg",
+        "metrics/diff.md",
+        "dvc_plots/x",
+    ):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).touch()
+    assert [finding.level for finding in checkout.git()] == [Level.ok]
+    (repository / "metrics/report.md").touch()  # a result is one
+    assert [finding.level for finding in checkout.git()] == [Level.warning]
+
+
 def test_a_dataset_and_a_launcher_s_file_that_git_does_not_track_are_failures(repository: Path) -> None:
     for name in ("alignment/corpora/dolly.py", "my.yaml"):
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
