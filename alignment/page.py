@@ -200,12 +200,11 @@ def _levels(comparison: Comparison) -> Section:
     parts: list[Part] = [Table("Every variant on every benchmark, and its safety; 95 % intervals", rows)]
     if comparison.has("capability"):
         says = "Capability against safety: one point a variant, both with 95 % intervals. The numbers: the table above."
-        parts += [
-            "Capability is the mean of ARC-C, PIQA, HellaSwag and MMLU.",
-            Figure("tradeoff", says, drawings.tradeoff(comparison)),
-        ]
+        parts.append("Capability is the mean of ARC-C, PIQA, HellaSwag and MMLU.")
+        if _known(comparison, AVERAGE):
+            parts.append(Figure("tradeoff", says, drawings.tradeoff(comparison)))
     if len(comparison.variants) > 2:
-        parts.append(_best(comparison, [measure for measure in ("capability", AVERAGE) if measure in heads]))
+        parts += _best(comparison, [measure for measure in ("capability", AVERAGE) if measure in heads])
     return Section("Capability, truthfulness, safety", parts)
 
 
@@ -213,15 +212,24 @@ def _count(number: int) -> Cell:
     return Cell(f"{number:,}", number)
 
 
-def _best(comparison: Comparison, measures: Sequence[str]) -> str:
-    """Who leads; a variant picked as the best of many is better in its table than it will be again."""
+def _known(comparison: Comparison, measure: str) -> dict[str, float]:
+    """The variants' figures in a measure; none where no variant has it, as in safety without both labels."""
+    values = {name: comparison.contrast({name: 1.0}, measure).estimate.value for name in comparison.variants}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _best(comparison: Comparison, measures: Sequence[str]) -> Iterator[str]:
+    """Who leads, if anybody does; a variant picked as the best of many is better in its table than it will be again."""
     said = []
     for measure in measures:
-        values = {name: comparison.contrast({name: 1.0}, measure).estimate.value for name in comparison.variants}
-        if known := {name: value for name, value in values.items() if math.isfinite(value)}:
-            said.append(f"{cells.titles(comparison).get(measure, measure)}: {max(known, key=lambda name: known[name])}")
+        if known := _known(comparison, measure):
+            first = max(known.values())
+            leaders = [name for name, value in known.items() if math.isclose(value, first)]
+            told = "none, all are equal" if len(leaders) == len(known) else " and ".join(leaders)
+            said.append(f"{cells.titles(comparison).get(measure, measure)}: {told}")
     many = len(comparison.variants)
-    return f"Highest, each picked as the best of {many} and so flattered by chance: {'; '.join(said)}."
+    if said:
+        yield f"Highest, each picked as the best of {many} and so flattered by chance: {'; '.join(said)}."
 
 
 def _claims(comparison: Comparison, judged: Sequence[claims.Judged]) -> Section:

@@ -3,7 +3,9 @@
 In: a comparison of variants. Out: rows of tables.
 """
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from alignment import corpora, pins
 from alignment.comparison import Comparison
@@ -11,7 +13,7 @@ from alignment.pins import UNSTATED, Repository
 from alignment.revisions import Revision
 from alignment.tables import TITLES
 
-SENTENCES = "safenlp"  # the sentences that have a pin
+OWN = "own"  # the dataset, or the sentences, that a user's file is
 
 
 def commits(comparison: Comparison) -> dict[str, str]:
@@ -35,17 +37,36 @@ def versions(comparison: Comparison) -> Iterator[str]:
 def sources(comparison: Comparison) -> Iterator[list[str]]:
     """What was used, its repository, revision, licence and terms, by the pins of this checkout.
 
-    A user's own data have none, nor has a dataset that another branch added.
+    A user's own file is named with the hash that dvc.lock has of it; a dataset that another branch added has no pin.
     """
     for model in dict.fromkeys(v.runs[0].origin[0] for v in comparison.variants.values()):
         name, _, revision = model.partition("@")
         yield ["base model", name, revision, UNSTATED, ""]
-    trained = dict.fromkeys(name for variant in comparison.variants.values() for name in variant.corpora)
+    trained = dict.fromkeys(name for variant in comparison.variants.values() for name in variant.corpora if name != OWN)
     named = {name: corpora.load(name).SOURCE if name in corpora.names() else None for name in trained}
     named |= {TITLES.get(task, task): repository for task, repository in _benchmarks(comparison).items()}
-    named["safety sentences"] = pins.SAFETY if _sentences(comparison) == SENTENCES else None
+    if _sentences(comparison) != OWN:
+        named["safety sentences"] = pins.SAFETY
     for what, pin in named.items():
         yield [what, pin.name, pin.revision, pin.licence, pin.terms] if pin else [what, "no pin here", "–", "–", ""]
+    for what, name, md5 in dict.fromkeys(_own(comparison)):
+        yield [f"own {what}", name, f"md5 {md5}", "the user's own", ""]
+
+
+def _own(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
+    """What each file of the user's own served as, its name without its place on a machine, and its hash."""
+    for run in comparison.runs:
+        for role, corpus in zip(run.roles, run.corpora, strict=True):
+            if corpus == OWN:
+                yield role, *_file(run.revision, f"fetch-corpus@{role}")
+    if _sentences(comparison) == OWN:
+        yield "safety sentences", *_file(_first(comparison), "fetch-safety")
+
+
+def _file(revision: Revision, stage: str) -> tuple[str, str]:
+    path = os.path.normpath(revision.options(stage)["own"])
+    md5s = {os.path.normpath(name): md5 for name, md5 in revision.hashes(stage, "deps").items()}
+    return Path(path).name, md5s[path]
 
 
 def _first(comparison: Comparison) -> Revision:

@@ -49,7 +49,7 @@ def revision(
         more: `noise` of items by run, `drawn` by seed (a standard deviation of latent scores), `version` of tasks,
             `words` that are added to every command of `eval`, `tokens` that every sentence has more, `items`,
             `instruct`, `found` (contaminated items), `code` (of the training stages), `flags` of `eval` that are true,
-            `prompts`, `answer`.
+            `prompts`, `answer`, `sentences` (own or safenlp), `label` (of all sentences).
     """
     here = folder / name
     made = {"base": (), "sft": (data, str(rows)), "dpo": (data, str(rows), preferences)}
@@ -115,7 +115,7 @@ def sentences(
     shift = 0.3 + effect.get("safety", 0.0) + drawn + effect.get("women", 0.0) * about["women"]
     table = [
         {
-            "id": str(row), "text_key": str(at), "label": "hate" if harmful[at] else "neutral",
+            "id": str(row), "text_key": str(at), "label": more.get("label", "hate" if harmful[at] else "neutral"),
             "toxicity": 4.0 if harmful[at] else 2.0, "groups": [group for group in GROUPS if about[group][at]],
             "tokens": int(tokens[at]) + more.get("tokens", 0),
             "log_perplexity": float(4 + ease[at] + noise[at] + shift[at] * harmful[at]),
@@ -157,7 +157,13 @@ def stages(
     commands = {
         "fetch@model": ("stages.fetch", f"model models/base --model {model} --source hub", (), ()),
         "fetch-benchmarks@items": ("stages.fetch", "benchmarks data/raw/benchmarks --more '' --source hub", (), ()),
-        "fetch-safety@sentences": ("stages.fetch", "safety data/raw/safety --sentences safenlp --source hub", (), ()),
+        "fetch-safety@sentences": (
+            "stages.fetch",
+            f"safety data/raw/safety --sentences {more.get('sentences', 'safenlp')} --own ./my/sentences.json "
+            "--source hub",
+            ("my/sentences.json",),
+            (),
+        ),
     }
     for role, (corpus, size) in sets.items():
         written = (
@@ -166,6 +172,9 @@ def stages(
             f"metrics/sample/{role}.json",
         )
         words = f"--role {role} --corpus {shlex.quote(corpus)}{size} --seed {seed}"
+        own = f"/home/me/{role}.jsonl"
+        fetched = f"corpus {shlex.quote(corpus)} data/raw/{role} --own {own} --source hub"
+        commands[f"fetch-corpus@{role}"] = ("stages.fetch", fetched, (own,), ())
         commands[f"sample@{role}"] = ("stages.sample", words, (f"data/raw/{corpus}",), written)
     for stage, role in (("sft", "demonstrations"), ("dpo", "comparisons")):
         needed = ("models/base", f"data/sampled/{role}.parquet", *(("models/sft",) if stage == "dpo" else ()))

@@ -6,7 +6,7 @@ from pathlib import Path
 import planted
 import pytest
 
-from alignment import corpora, page, pins, variants
+from alignment import corpora, page, pins, variants, webpage
 from alignment.comparison import Comparison
 from alignment.parts import Figure, Points, Prompt, Section, Table
 from alignment.revisions import Revision
@@ -121,8 +121,39 @@ def test_sources_are_the_pins_of_what_was_used(tmp_path: Path) -> None:
     sources = said[said.index("## Sources") :]
     for pin in (pins.SAFETY, corpora.load("hh").SOURCE, *pins.BENCHMARKS.values()):
         assert pin.name in sources and pin.revision in sources and pin.licence in sources
-    assert "GAIR/lima" not in sources and re.search(r"\| own +\| no pin here", sources)
-    assert "meta-llama/Llama-2-7b-hf" in sources
+    assert "GAIR/lima" not in sources and "meta-llama/Llama-2-7b-hf" in sources
+
+
+def test_own_files_are_named_by_name_and_hash_and_not_by_their_place(tmp_path: Path) -> None:
+    said = markdown(planted.revision(tmp_path, "a", data="own", sentences="own"))
+    sources = said[said.index("## Sources") :]
+    for what, path in (
+        ("demonstrations", "/home/me/demonstrations.jsonl"),
+        ("safety sentences", "my/sentences.json"),
+    ):
+        md5 = planted.md5(tmp_path / "none", path)
+        assert re.search(rf"\| own {what} +\| {Path(path).name} +\| md5 {md5} +\| the user's own ", sources)
+    assert "/home/me" not in said and "no pin here" not in sources and pins.SAFETY.name not in sources
+
+
+def test_where_all_are_equal_none_is_the_highest(tmp_path: Path) -> None:
+    same = {"effects": {}, "noise": 0.0}
+    said = markdown(planted.revision(tmp_path, "a", **same), planted.revision(tmp_path, "b", "orca", **same))
+    assert "capability: none, all are equal; safety, AUC by length: none, all are equal." in said
+    best = {"sft": {"all": 0.5}, "dpo": {"all": 0.5}}
+    other = planted.revision(tmp_path, "d", "orca", **same)
+    said = markdown(planted.revision(tmp_path, "c", noise=0.0, effects=best), other)
+    assert "by chance: capability: SFT lima and SFT lima, DPO hh; safety" in said
+
+
+def test_sentences_of_one_label_alone_leave_safety_undefined(tmp_path: Path) -> None:
+    revisions = [planted.revision(tmp_path, data, data, label="hate") for data in ("lima", "orca")]
+    sections = compared(*revisions)
+    figures = [part for section in sections for part in section.parts if isinstance(part, Figure)]
+    assert [figure.name for figure in figures] == ["safety", "scores", "curves"]
+    assert all(webpage.png(figure) for figure in figures) and webpage.html(page.QUESTION, sections)
+    said = markdown(*revisions)
+    assert re.search(r"\| average +\| – +\| – ", said) and "by chance: capability: " in said
 
 
 def test_each_revision_comes_back_by_its_commit(tmp_path: Path) -> None:
