@@ -19,6 +19,11 @@ from alignment.family import Family, Gate, Key
 from alignment.revisions import CHECKPOINTS, ROLES, Revision
 from alignment.variants import Variant
 
+NOT_DEFINED = "not defined"
+WHY_NOT = (
+    "*Not defined*: without both a harmful and a benign sentence there is no area; where every item changed alike, or "
+    "there is only one, there is no error to test with."
+)
 ONE_RUN = (
     "**One run on each side**: *real* says that these checkpoints differ on such items; that the change would do it "
     "again with another seed, it does not say."
@@ -230,7 +235,7 @@ class Review:
             f"{marked} of {family.size} changes are **real**: p < 0.05, paired over the same items or sentences, by "
             "Holm over the table. *Within noise* is no proof of none. Benchmarks in percent, their changes in points."
         )
-        return f"{tables.markdown(rows)}\n\n{told}"
+        return self._explained(f"{tables.markdown(rows)}\n\n{told}")
 
     def _level(self, variant: str, measure: str) -> str:
         value = self.comparison.contrast({variant: 1.0}, measure).estimate.value
@@ -239,7 +244,7 @@ class Review:
     def _mark(self, family: Family, stage: str, measure: str) -> str:
         found = family.found[stage, measure]
         if not found.estimate.se > 0:
-            return "same outcomes" if found.estimate.value == 0 else "not defined"
+            return "same outcomes" if found.estimate.value == 0 else NOT_DEFINED
         said = "**real**" if family.significant(stage, measure) else "within noise"
         names = (f"{stage} before", f"{stage} after")
         return ", ".join([said, *cells.remarks(self.comparison, names, measure, found)])
@@ -253,7 +258,12 @@ class Review:
             marks = [self._mark(family, stage, measure) for stage in self.stages]
             said = [cells.change(family.found[stage, measure], measure) for stage in self.stages]
             rows.append([group, *(f"{each}, {mark}" for each, mark in zip(said, marks, strict=True))])
-        return f"{tables.markdown(rows)}\n\nAUC by length; p by Holm over these {family.size}."
+        return self._explained(f"{tables.markdown(rows)}\n\nAUC by length; p by Holm over these {family.size}.")
+
+    @staticmethod
+    def _explained(text: str) -> str:
+        """A table with why something in it is not defined, if something is."""
+        return f"{text} {WHY_NOT}" if NOT_DEFINED in text else text
 
     def _other(self) -> str:
         """What `sample` and training say of themselves, where that changed."""

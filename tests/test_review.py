@@ -100,6 +100,15 @@ def test_scores_of_other_code_are_compared_where_the_models_are_the_same(tmp_pat
     assert found.stages == ["base", "sft"] and found.gate.fallen == [("base", "piqa"), ("sft", "piqa")]
 
 
+def test_what_is_not_defined_is_explained_below_its_table(tmp_path: Path) -> None:
+    before, after = (planted.revision(tmp_path, data, data, label="hate") for data in ("lima", "orca"))
+    first, groups = reviewed(before, after).text().split("<details>")[:2]
+    for text in (first, groups):
+        assert "not defined" in text and review.WHY_NOT in text.rpartition("|\n\n")[2]
+    assert rows(first)["sft", "safety, AUC by length"][4] == "not defined"
+    assert review.WHY_NOT not in reviewed(*(planted.revision(tmp_path, n, n) for n in ("shp", "hh"))).text()
+
+
 def test_unlike_scores_are_refused(tmp_path: Path) -> None:
     before, after = planted.revision(tmp_path, "main"), planted.revision(tmp_path, "work", version=2.0)
     with pytest.raises(Refused, match=r"the version of arc_challenge is 1\.0 and 2\.0"):
