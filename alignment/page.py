@@ -51,11 +51,11 @@ MOVING_ZERO = (
 )
 ILLUSTRATION = (
     "One greedy answer of the first seed's run to each of eight fixed prompts: an illustration, not a measure. All are "
-    "in `data/eval/<checkpoint>.answers.jsonl` of the revisions below."
+    "in `data/eval/CHECKPOINT.answers.jsonl` of the revisions below."
 )
 BACK = (
     "A commit comes back with the command beside it, and `dvc repro` there makes it again; dvc.lock there has the "
-    "command of every stage. An experiment of another clone is brought first by `dvc exp pull <git remote> <name>`."
+    "command of every stage. An experiment of another clone is brought first by `dvc exp pull REMOTE NAME`."
 )
 DESCRIBED = {  # of `sample`, and what the table calls it
     "rows.kept": "rows",
@@ -371,7 +371,7 @@ def _contaminated(comparison: Comparison, rest: Comparison) -> Section:
         rows.append([name, *(cells.level(each, name, task) for task in touched for each in (comparison, rest))])
     told = (
         "Rows that hold an item are never trained on; this is what leaving these items out changes all the same. Each "
-        "is named, with the row, in `data/sampled/<role>.contaminated.parquet` of the revisions below."
+        "is named, with the row, in `data/sampled/ROLE.contaminated.parquet` of the revisions below."
     )
     return Section(title, [Table("Each touched benchmark with and without the items that were found", rows), told])
 

@@ -174,7 +174,7 @@ class Review:
             Refused: the sides cannot be compared.
         """
         parts = [
-            f"## {_code(self.before.name)} → {_code(self.after.name)}",
+            f"## {tables.code(self.before.name)} → {tables.code(self.after.name)}",
             "\n".join(f"- {line}" for line in self._told()),
         ]
         if self.stages:
@@ -187,16 +187,17 @@ class Review:
         yield self._verdict()
         for here, there in itertools.permutations((self.before, self.after)):
             if lacking := [stage for stage in here.variants if stage not in there.variants]:
-                yield f"**Not compared**: {', '.join(lacking)}, which {_code(there.name)} has not scored."
+                yield f"**Not compared**: {', '.join(lacking)}, which {tables.code(there.name)} has not scored."
         if same := [stage for stage in self.shared if stage not in self.stages]:
             yield f"Scored the same to the byte: {', '.join(same)}."
         if changed := list(_changes(self.before.params, self.after.params)):
-            yield f"Parameters: {'; '.join(f'{_code(key)} {_code(old)} → {_code(new)}' for key, old, new in changed)}."
+            told = (f"{tables.code(key)} {tables.code(old)} → {tables.code(new)}" for key, old, new in changed)
+            yield f"Parameters: {'; '.join(told)}."
         if code := [key for key, _, _ in _changes(self.before.code, self.after.code)]:
-            yield f"Code and data that stages read: {', '.join(map(_code, code))}."
+            yield f"Code and data that stages read: {', '.join(map(tables.code, code))}."
         if versions := list(_changes(self.before.versions, self.after.versions)):
-            said = "; ".join(f"{_code(name)} {_code(old)} → {_code(new)}" for name, old, new in versions)
-            yield f"Versions of libraries that results rest on: {said}."
+            said = (f"{tables.code(name)} {tables.code(old)} → {tables.code(new)}" for name, old, new in versions)
+            yield f"Versions of libraries that results rest on: {'; '.join(said)}."
         if self.stages:
             yield page.SEEDED if self.comparison.seeded else ONE_RUN
             yield from page.caveats(self.comparison)
@@ -216,7 +217,7 @@ class Review:
     def _fall(self, key: Key) -> str:
         stage, measure = key
         change = cells.change(self.gate.family.found[key], measure, unit=True)
-        return f"{stage} {self._title(measure)} {change}, p {cells.p_value(self.gate.adjusted[key])}"
+        return f"{stage} {tables.escaped(self._title(measure))} {change}, p {cells.p_value(self.gate.adjusted[key])}"
 
     def _title(self, measure: str) -> str:
         return cells.titles(self.comparison).get(measure, measure)
@@ -270,7 +271,7 @@ class Review:
         rows = [["file and metric", "before", "after"]]
         for stage in (stage for stage in self.shared if stage in ROLES):
             changed = _changes(self.before.metrics(stage), self.after.metrics(stage))
-            rows += [[_code(name), _code(old), _code(new)] for name, old, new in changed]
+            rows += [[tables.code(name), tables.code(old), tables.code(new)] for name, old, new in changed]
         return tables.markdown(rows) if len(rows) > 1 else ""
 
     @staticmethod
@@ -280,7 +281,7 @@ class Review:
     def _more(self) -> str:
         names = dict.fromkeys(revision.name for side in (self.before, self.after) for revision in side.revisions)
         command = f'make compare REVS="{" ".join(names)}"'
-        return f"All figures side by side: {_code(command)}."
+        return f"All figures side by side: {tables.code(command)}."
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -291,12 +292,6 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tu
             yield key, old, new
 
 
-def _code(value: Any) -> str:
-    """Anything as code in Markdown, in which nothing of it is taken for more: no link, no table's end, no mention."""
-    return f"`{' '.join(str(value).split()).replace('`', '´').replace('|', '¦')}`"
-
-
 def refused(before: str, after: str, refusal: Refused) -> str:
     """The comment in place of one that compares."""
-    fence = "```"
-    return f"## {_code(before)} → {_code(after)}\n\n- **Not compared**:\n\n{fence}\n{refusal}\n{fence}\n"
+    return f"## {tables.code(before)} → {tables.code(after)}\n\n- **Not compared**:\n\n{tables.fenced(str(refusal))}\n"

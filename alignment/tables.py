@@ -1,6 +1,7 @@
-"""Tables as Markdown, and what a figure looks like in one."""
+"""Markdown: tables, what a figure looks like in one, and text from outside, which is never taken for markup."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,26 @@ TITLES = {
 MINI = "The rows here are the embedded miniature's, the project's own; named are the sets whose place they take."
 
 
+def escaped(text: str) -> str:
+    """Text in which a name from outside, such as a branch's, makes no HTML, no link and no end of a cell or a line."""
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.splitlines()))
+    return text.replace("|", "¦").replace("](", "] (")
+
+
+def code(value: Any) -> str:
+    """Anything as code, in which nothing of it is taken for more."""
+    return f"`{' '.join(str(value).split()).replace('`', '´').replace('|', '¦')}`"
+
+
+def fenced(text: str) -> str:
+    """A text of several lines as code, in a fence that is in none of them."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is its head, with columns that line up in plain text too."""
+    """A table whose first row is its head, with columns that line up in plain text too; every cell is escaped."""
+    rows = [[escaped(text) for text in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in rows

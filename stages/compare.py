@@ -63,15 +63,17 @@ def command_line(revs: list[str], baseline: str, out: Path) -> str:
 def markdown(section: Section, out: Path) -> str:
     """A section, with its figures where `main` writes them; answers are too long for it."""
     shown = [_markdown(part, out) for part in section.parts if not isinstance(part, Prompt)]
-    return "\n\n".join([f"## {section.title}", *shown]) + "\n\n"
+    return "\n\n".join([f"## {tables.escaped(section.title)}", *shown]) + "\n\n"
 
 
 def _markdown(part: Part, out: Path) -> str:
     if isinstance(part, Figure):
-        return f"![{part.says}]({out.stem}/{part.name}.svg)"
+        return f"![{tables.escaped(part.says)}]({out.stem}/{part.name}.svg)"
     if isinstance(part, Table):
         return tables.markdown([[str(cell) for cell in row] for row in part.rows])
-    return "\n".join(f"- {line}" for line in part.lines) if isinstance(part, Points) else str(part)
+    if isinstance(part, Points):
+        return "\n".join(f"- {tables.escaped(line)}" for line in part.lines)
+    return tables.escaped(str(part))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def main(
     names = labels(evaluated, data, preferences)
     table = _table(names, evaluated, scores)
     paragraphs = [
-        f"# {data} → {preferences}",
+        f"# {tables.escaped(f'{data} → {preferences}')}",
         _setting(base, source, seed),
         table,
         *_warnings(source, evaluated),

@@ -113,7 +113,7 @@ def test_answers_are_in_the_page_and_not_in_markdown(tmp_path: Path) -> None:
     names = ["base", "SFT lima", "SFT lima, DPO hh"]
     assert [(answer.variant, answer.text) for answer in found[0].answers] == [(n, "An\u2028answer.") for n in names]
     said = markdown(revision)
-    assert "Why is the sea salty?" not in said and "data/eval/<checkpoint>.answers.jsonl" in said
+    assert "Why is the sea salty?" not in said and "data/eval/CHECKPOINT.answers.jsonl" in said
 
 
 def test_sources_are_the_pins_of_what_was_used(tmp_path: Path) -> None:
@@ -162,6 +162,21 @@ def test_each_revision_comes_back_by_its_commit(tmp_path: Path) -> None:
     said = markdown(Revision("a", made.stages, made.tree, commit))
     assert f"`git checkout {commit} && dvc checkout`" in said and "`python -m stages.compare main`" in said
     assert "not committed" in markdown(made)
+
+
+def test_a_name_from_outside_is_text(tmp_path: Path) -> None:
+    """Git lets a branch have such a name, and a page may stand on a forge, which shows HTML in Markdown."""
+    name = "<img/src=x>|``<b>`[a](javascript:alert)\n# heading"
+    before, after = planted.revision(tmp_path, "a"), planted.revision(tmp_path, "b", noise=0.5)
+    for entry in after.stages["sft"]["deps"]:  # other code, so that the branch's name tells the variants apart
+        entry["md5"] = f"{entry['md5'][1:]}0" if entry["path"] == "models/base" else entry["md5"]
+    del after.stages["eval@base"]
+    made = [before, Revision(name, after.stages, after.tree), planted.revision(tmp_path, "c", "</table><script>")]
+    said = markdown(*made)
+    assert "SFT lima (&lt;img/src=x>" in said and "SFT &lt;/table>&lt;script>" in said
+    assert not re.search(r"<[A-Za-z/!?]|\]\(javascript|^# heading", said, flags=re.M)
+    heads = [line for line in said.split("\n") if line.startswith("| variant ")]
+    assert len({line.count("|") for line in said.split(heads[0])[1].split("\n\n")[0].split("\n") if line}) == 1
 
 
 def test_the_command_names_no_place_of_this_machine() -> None:

@@ -8,7 +8,7 @@ import planted
 import pytest
 from scipy import stats as reference
 
-from alignment import contrasts, review
+from alignment import contrasts, review, tables
 from alignment.command import Refused
 from alignment.review import Review, Side
 from alignment.revisions import Revision
@@ -131,5 +131,7 @@ def test_a_source_with_a_secret_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_names_and_values_cannot_become_markup() -> None:
-    said = review._code("a`b|c\n@everyone")
-    assert said == "`a´b¦c @everyone`"
+    assert tables.code("a`b|c\n@everyone") == "`a´b¦c @everyone`"
+    assert tables.escaped("p < 0.05\n<b>|[a](b)") == "p < 0.05 &lt;b>¦[a] (b)"
+    said = review.refused("main", "<b>", Refused("no\n```\n<script>\n````"))
+    assert said.endswith("`````\nno\n```\n<script>\n````\n`````\n") and "→ `<b>`" in said
