@@ -60,7 +60,7 @@ def _own(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
             if corpus == OWN:
                 yield role, *_file(run.revision, f"fetch-corpus@{role}")
     if _sentences(comparison) == OWN:
-        yield "safety sentences", *_file(_first(comparison), "fetch-safety")
+        yield "safety sentences", *_file(_first(comparison), "fetch-safety@sentences")
 
 
 def _file(revision: Revision, stage: str) -> tuple[str, str]:

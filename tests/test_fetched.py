@@ -37,9 +37,9 @@ def here(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fetch.safety(fetch.Sentences.safenlp, Path("data/raw/safety"), source, unused, downloads)
     for role, corpus in ((Role.demonstrations, "lima"), (Role.comparisons, "hh")):
         fetch.corpus(corpus, Path("data/raw", role), source, unused, downloads)
-    names = ("fetch@model", "fetch@benchmarks", "fetch-corpus@demonstrations", "fetch-corpus@comparisons")
+    names = ("fetch@model", "fetch-benchmarks@items", "fetch-corpus@demonstrations", "fetch-corpus@comparisons")
     cmd = f'python -m stages.fetch "{model}" --source {source}'
-    stages = {name: {"cmd": cmd} for name in (*names, "fetch-safety")}
+    stages = {name: {"cmd": cmd} for name in (*names, "fetch-safety@sentences")}
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
     return tmp_path
 
@@ -66,12 +66,12 @@ CHANGES: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "a file of the tokenizer": ("model/tokenizer.json", Path.unlink, "is gone", "fetch@model"),
     "a file that was not there": ("model/generation_config_.json", add, "", ""),  # which `fetch` does not take
     "another file of the tokenizer": ("model/added_tokens.json", add, "is new", "fetch@model"),
-    "a benchmark": ("mirror/baber/piqa/piqa_validation.parquet", flip, "has changed", "fetch@benchmarks"),
+    "a benchmark": ("mirror/baber/piqa/piqa_validation.parquet", flip, "has changed", "fetch-benchmarks@items"),
     "demonstrations": ("mirror/GAIR/lima/train.jsonl", flip, "has changed", "fetch-corpus@demonstrations"),
     "comparisons": (
         "mirror/Anthropic/hh-rlhf/harmless-base/train.jsonl.gz", flip, "has changed", "fetch-corpus@comparisons",
     ),
-    "sentences": ("mirror/microsoft/SafeNLP/data/toxiGen.json", flip, "has changed", "fetch-safety"),
+    "sentences": ("mirror/microsoft/SafeNLP/data/toxiGen.json", flip, "has changed", "fetch-safety@sentences"),
 }  # fmt: skip
 
 

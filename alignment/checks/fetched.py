@@ -153,10 +153,10 @@ def _of_a_mirror(params: Params) -> Iterator[tuple[str, Path, Repository]]:
     if pinned := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", params["model"]):
         yield "fetch@model", Path("models/base"), weights.repository(pinned[1], pinned[2])
     for task, repository in {**pins.BENCHMARKS, **pins.more(params["more_benchmarks"])}.items():
-        yield "fetch@benchmarks", Path("data/raw/benchmarks", task), repository
+        yield "fetch-benchmarks@items", Path("data/raw/benchmarks", task), repository
     for role, key in (("demonstrations", "data"), ("comparisons", "preferences")):
         wanted: Any = corpora.load(params[key]).SOURCE
         if wanted is not None:
             yield f"fetch-corpus@{role}", Path("data/raw", role), wanted
     if params["sentences"] == "safenlp":
-        yield "fetch-safety", Path("data/raw/safety"), pins.SAFETY
+        yield "fetch-safety@sentences", Path("data/raw/safety"), pins.SAFETY
