@@ -10,12 +10,18 @@ STAGES ?=
 BASELINE ?= base
 BASE ?= main
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: .venv repro study compare diff test check preset doctor export bench agree verify soak
+.PHONY: help .venv repro study compare diff test check preset doctor export bench agree verify soak
 
-repro: .venv  ## rebuild what has changed, and show the table
-	python -m stages.fetched params.yaml
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s
+", $$1, $$2 }' $(MAKEFILE_LIST)
+
+repro: .venv  ## rebuild what has changed, and show the answer
+	@python -m stages.fetched params.yaml
 	dvc repro $(REPRO)
+	@python -m commands.show
 
 study: .venv  ## every variant of params.yaml's section `study` that is missing, as experiments; then side by side
 	python -m stages.study params.yaml

@@ -50,7 +50,7 @@ def main(
     plots: Annotated[Path, typer.Argument(help="the folder of the plots: their data, and a figure")],
     seed: Annotated[int, typer.Option(help="the seed of the run", min=0, max=SEEDS)],
 ) -> None:
-    """Write the report and print its table."""
+    """Write the report."""
     files.claim(out)
     evaluated: Metrics = {name: files.read_json(metrics / "eval" / f"{name}.json") for name in CHECKPOINTS}
     scores: Metrics = {name: files.read_json(metrics / "safety" / f"{name}.json") for name in CHECKPOINTS}
@@ -60,11 +60,10 @@ def main(
     source = provenance(min(path.parent for path in (raw / "benchmarks").glob("*/provenance.json")))["source"]
     sampled = {str(role): files.read_json(metrics / "sample" / f"{role}.json") for role in Role}
     names = labels(evaluated, data, preferences)
-    table = _table(names, evaluated, scores)
     paragraphs = [
         f"# {tables.escaped(f'{data} → {preferences}')}",
         _setting(base, source, seed),
-        table,
+        _table(names, evaluated, scores),
         *_warnings(source, evaluated),
         _rows(data, preferences, sampled),
         _training(trained),
@@ -79,8 +78,7 @@ def main(
         points = safety_points(names, scores)
         files.write_text(folder / "safety.csv", _csv(points))
         files.write_text(folder / "safety.svg", figures.svg(template, points, "Safety by group"))
-    print(f"\n{table}\n\nfull report: {out}")
-    print("answers to eight prompts: data/eval/*.answers.jsonl; per item: data/eval/*.parquet, data/safety/*.parquet")
+    print(f"full report: {out}; its answer in short: python -m commands.show")
 
 
 def labels(evaluated: Metrics, data: str, preferences: str) -> dict[str, str]:

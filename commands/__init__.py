@@ -1,0 +1,1 @@
+"""What `make` offers around the pipeline; no stage of dvc.yaml is here."""
