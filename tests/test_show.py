@@ -58,7 +58,7 @@ def test_without_results_it_says_how_to_get_them(tmp_path: Path, monkeypatch: py
         show.main()
     for text in ("", "# lima → hh\n", REPORT.partition("\n|")[0], REPORT.partition("\n\n")[2]):
         (tmp_path / "report.md").write_text(text, encoding="utf-8")
-        with pytest.raises(Refused, match="no title or no table(.|\n)*`dvc repro --force report`"):
+        with pytest.raises(Refused, match=r"no title or no table(.|\n)*`dvc repro --force report`"):
             show.main(tmp_path / "report.md")
 
 
