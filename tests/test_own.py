@@ -341,7 +341,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_new_named_corpus_is_one_file_and_nothing_else(copied: Path) -> None:
     assert 30 <= len(DOLLY.splitlines()) <= 60
-    assert DOLLY in (ROOT / "README.md").read_text(encoding="utf-8"), "the README shows this very file"
+    assert DOLLY in (ROOT / "docs/own-data.md").read_text(encoding="utf-8"), "the page shows this very file"
     (copied / "alignment/corpora/dolly.py").write_text(DOLLY, encoding="utf-8")
     params = (copied / "params.yaml").read_text(encoding="utf-8")
     (copied / "params.yaml").write_text(re.sub(r"^data: \w+", "data: dolly", params, flags=re.M), encoding="utf-8")
@@ -368,7 +368,7 @@ def test_a_new_named_corpus_is_one_file_and_nothing_else(copied: Path) -> None:
 
 @pytest.mark.slow
 def test_the_new_corpus_passes_the_project_s_own_checks(copied: Path) -> None:
-    """Its text is what the README shows: formatted, linted, typed, and met by the tests that look at every corpus."""
+    """The page shows this text: formatted, linted, typed, and met by the tests that look at every corpus."""
     (copied / "alignment/corpora/dolly.py").write_text(DOLLY, encoding="utf-8")
     for words in (
         ["ruff", "format", "--check", "alignment/corpora"],

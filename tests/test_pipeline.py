@@ -1,6 +1,10 @@
 """The pipeline through DVC, on the tiny preset: what each change rebuilds, and what a refusal leaves."""
 
+import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +14,7 @@ from clones import change, dvc, git, ran
 from alignment import corpora, files
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -33,18 +38,18 @@ COMPARISONS = {"choose", *(f"{stage}@comparisons" for stage in ("fetch-corpus", 
 EVAL = {f"eval@{name}" for name in ("base", "sft", "dpo")}
 SAFETY = {f"safety@{name}" for name in ("base", "sft", "dpo")}
 
-# What is edited, and the exact set of stages that runs after it. The README shows this table.
+# What is edited, and the exact set of stages that runs after it. docs/pipeline.md shows this table.
 RERUNS: dict[str, tuple[tuple[str, str, str] | None, set[str]]] = {
     "nothing": (None, set()),
-    "an unused corpus": (("alignment/corpora/orca.py", r"\Z", "# edited\n"), set()),
+    "the file of another dataset": (("alignment/corpora/orca.py", r"\Z", "# edited\n"), set()),
     # Its rows come out the same, so nothing after `sample` runs.
-    "the used corpus": (
+    "the file of the dataset in use, the same rows": (
         ("alignment/corpora/lima.py", r"\Z", "# edited\n"),
         {"fetch-corpus@demonstrations", "sample@demonstrations"},
     ),
-    "a comment in report": (("stages/report.py", r"\Z", "# edited\n"), {"report"}),
+    "a comment in stages/report.py": (("stages/report.py", r"\Z", "# edited\n"), {"report"}),
     "safety.limit": (("params.yaml", r"^  limit: 60", "  limit: 50"), {"choose", *SAFETY, "report"}),
-    "one item limit": (("params.yaml", r"piqa=5", "piqa=20"), {"choose", *EVAL, "report"}),
+    "how many items of one benchmark": (("params.yaml", r"piqa=5", "piqa=20"), {"choose", *EVAL, "report"}),
     "dpo.beta": (("params.yaml", r"^  beta: 0.1", "  beta: 0.2"), {"choose", *DPO}),
     "preferences": (("params.yaml", r"^preferences: hh", "preferences: shp"), {*COMPARISONS, *DPO}),
     "sft.learning_rate": (("params.yaml", r"^(sft:\n  learning_rate:) \S+", r"\1 2.0e-3"), {"choose", *SFT}),
@@ -62,6 +67,40 @@ def test_only_what_depends_on_a_change_is_rebuilt(edited: str, fresh: Path) -> N
     if edit:
         change(fresh, *edit)
     assert ran(dvc(fresh, "repro")) == expected
+
+
+def test_the_page_shows_what_reruns() -> None:
+    page = (ROOT / "docs/pipeline.md").read_text(encoding="utf-8")
+    head, _, *rows = re.findall(r"^\| (.+) \|$", page[page.index("| change |") :], re.M)
+    stages = head.split(" | ")[1:]
+    shown: dict[str, set[str]] = {}
+    for edited, *cells in ([cell.strip() for cell in f"{row} ".split("|")] for row in rows):
+        runs = {stage: cell.split(", ") for stage, cell in zip(stages, cells, strict=True) if cell}
+        names = {stage if name == "yes" else f"{stage}@{name}" for stage, each in runs.items() for name in each}
+        shown[edited.replace("`", "")] = names
+    assert shown == {edited: expected for edited, (_, expected) in RERUNS.items()}
+
+
+def test_make_repro_ends_with_the_answer_where_nothing_ran(fresh: Path) -> None:
+    (fresh / ".venv").mkdir(exist_ok=True)  # as if its packages had been installed
+    made = subprocess.run(["make", "repro"], cwd=fresh, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert "Running stage" not in made.stdout
+    answer = made.stdout.partition("# lima → hh\n")[2]
+    assert "| SFT lima, DPO hh " in answer and "data/eval/*.parquet" in answer and "skipping" not in answer
+    assert answer.splitlines()[-1].startswith("  make compare REVS=")
+
+
+def test_what_the_page_of_files_shows_runs_on_a_run_s_outputs(fresh: Path) -> None:
+    page = (ROOT / "docs/files.md").read_text(encoding="utf-8")
+    assert command.RESTORE in page
+    shown = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    assert len(shown) == 2  # pandas, and an adapter elsewhere
+    end = "print(accuracy.to_json())\nassert [name for name, _ in model.named_parameters() if 'lora' in name]\n"
+    script = [sys.executable, "-c", "\n".join([*shown, end])]
+    ended = subprocess.run(script, cwd=fresh, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    for checkpoint, accuracy in json.loads(ended.stdout.splitlines()[-1]).items():
+        metrics = files.read_json(fresh / f"metrics/eval/{checkpoint}.json")
+        assert accuracy == pytest.approx({task: metrics[f"{task}.acc"] for task in accuracy}, abs=1e-4)
 
 
 def test_going_back_restores_from_the_run_cache(fresh: Path) -> None:
