@@ -82,7 +82,8 @@ def test_the_page_shows_what_reruns() -> None:
 
 
 def test_make_repro_ends_with_the_answer_where_nothing_ran(fresh: Path) -> None:
-    (fresh / ".venv").mkdir(exist_ok=True)  # as if its packages had been installed
+    (fresh / ".venv").mkdir(exist_ok=True)
+    (fresh / ".venv/installed").touch()  # as if its packages had been
     made = subprocess.run(["make", "repro"], cwd=fresh, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert "Running stage" not in made.stdout
     answer = made.stdout.partition("# lima → hh\n")[2]
@@ -92,7 +93,6 @@ def test_make_repro_ends_with_the_answer_where_nothing_ran(fresh: Path) -> None:
 
 def test_what_the_page_of_files_shows_runs_on_a_run_s_outputs(fresh: Path) -> None:
     page = (ROOT / "docs/files.md").read_text(encoding="utf-8")
-    assert command.RESTORE in page
     shown = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
     assert len(shown) == 2  # pandas, and an adapter elsewhere
     end = "print(accuracy.to_json())\nassert [name for name, _ in model.named_parameters() if 'lora' in name]\n"
@@ -101,6 +101,20 @@ def test_what_the_page_of_files_shows_runs_on_a_run_s_outputs(fresh: Path) -> No
     for checkpoint, accuracy in json.loads(ended.stdout.splitlines()[-1]).items():
         metrics = files.read_json(fresh / f"metrics/eval/{checkpoint}.json")
         assert accuracy == pytest.approx({task: metrics[f"{task}.acc"] for task in accuracy}, abs=1e-4)
+
+
+def test_the_page_s_way_to_undo_a_run_loses_nothing(fresh: Path) -> None:
+    (undo,) = re.findall(r"^(git stash push .*?) +#", (ROOT / "docs/files.md").read_text(encoding="utf-8"), re.M)
+    before, dpo = files.sha256(fresh / "params.yaml"), files.tree_sha256(fresh / "models/dpo")
+    change(fresh, "params.yaml", r"^  beta: 0.1", "  beta: 0.2")
+    dvc(fresh, "repro")
+    edited, made = files.sha256(fresh / "params.yaml"), files.tree_sha256(fresh / "models/dpo")
+    assert made != dpo
+    for words in (undo, "git stash pop && dvc checkout"):
+        subprocess.run(["bash", "-c", words], cwd=fresh, check=True, env=ENVIRONMENT)
+        found = files.sha256(fresh / "params.yaml"), files.tree_sha256(fresh / "models/dpo")
+        assert found == ((before, dpo) if words == undo else (edited, made))
+        assert not ran(dvc(fresh, "repro"))
 
 
 def test_going_back_restores_from_the_run_cache(fresh: Path) -> None:
