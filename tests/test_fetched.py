@@ -9,6 +9,7 @@ from pathlib import Path
 import pipeline
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from alignment import files
 from alignment.checks import fetched
@@ -28,7 +29,11 @@ def here(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "data/mini", tmp_path / "mirror")
     (tmp_path / "study").mkdir()
     monkeypatch.chdir(tmp_path / "study")
-    files.write_text(Path("presets/paper.yaml"), (ROOT / "presets/paper.yaml").read_text(encoding="utf-8"))
+    Repo.init(no_scm=True).close()
+    for name in ("presets/paper.yaml", "dvc.yaml"):
+        files.write_text(Path(name), (ROOT / name).read_text(encoding="utf-8"))
+    with Path(".dvc/config").open("a") as config:  # how DVC writes lists and flags into commands
+        config.write("[parsing]\n    bool = boolean_optional\n    list = append\n")
     model, source = str(tmp_path / "model"), str(tmp_path / "mirror")
     Path("params.yaml").write_text(yaml.safe_dump(pipeline.TINY | {"model": model, "source": source}))
     downloads, unused = tmp_path / "downloads", Path("unused")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clones import change, dvc, git, ran
+from clones import ENVIRONMENT, change, dvc, git, ran
 
 from alignment import corpora, files
 
