@@ -4,7 +4,9 @@ In: params.yaml, dvc.yaml, and a params file with the keys and kinds that are wa
 holds its dataset's name, and one that is the same whenever the parameters can be used.
 
 It comes first and depends on every parameter, so that a mistake costs a second and no training; nothing follows where
-the names stay the same. It also names the datasets there are, where DVC would only miss `alignment/corpora/<name>.py`.
+the names stay the same. The stages' parsers are asked by the names in their commands and are no code of this stage: one
+that is edited while no parameter changes speaks when its stage runs. It also names the datasets there are, where DVC
+would only miss `alignment/corpora/<name>.py`.
 """
 
 from pathlib import Path

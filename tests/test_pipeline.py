@@ -48,6 +48,7 @@ RERUNS: dict[str, tuple[tuple[str, str, str] | None, set[str]]] = {
         {"fetch-corpus@demonstrations", "sample@demonstrations"},
     ),
     "a comment in stages/report.py": (("stages/report.py", r"\Z", "# edited\n"), {"report"}),
+    "a tool in requirements.lock": (("requirements.lock", r"^pytest==.*", "pytest==0.1"), {"versions"}),
     "safety.limit": (("params.yaml", r"^  limit: 60", "  limit: 50"), {"choose", *SAFETY, "report"}),
     "how many items of one benchmark": (("params.yaml", r"piqa=5", "piqa=20"), {"choose", *EVAL, "report"}),
     "dpo.beta": (("params.yaml", r"^  beta: 0.1", "  beta: 0.2"), {"choose", *DPO}),
@@ -115,6 +116,15 @@ def test_the_page_s_way_to_undo_a_run_loses_nothing(fresh: Path) -> None:
         found = files.sha256(fresh / "params.yaml"), files.tree_sha256(fresh / "models/dpo")
         assert found == ((before, dpo) if words == undo else (edited, made))
         assert not ran(dvc(fresh, "repro"))
+
+
+def test_another_version_of_a_library_reruns_what_computes_with_it(fresh: Path) -> None:
+    """As if these results had been made before an upgrade; another lock than what is installed is refused."""
+    change(fresh, "dvc.lock", r"^( +lm_eval): .*", r"\1: 0.1")
+    changed = json.loads(dvc(fresh, "status", "--json"))
+    assert changed == {"eval@base": [{"changed deps": {"data/raw/versions.yaml": {"lm_eval": "modified"}}}]}
+    change(fresh, "requirements.lock", r"^torch==.*", "torch==0.1")
+    assert "(locked: 0.1)" in dvc(fresh, "repro", "versions", code=255)
 
 
 def test_going_back_restores_from_the_run_cache(fresh: Path) -> None:

@@ -216,7 +216,7 @@ def test_what_was_not_touched_is_reproduced_and_left_as_it_is(study: Path) -> No
     for stage, count in {"choose": 3, "fetch-safety@sentences": 2, "safety@dpo": 2, "report": 4}.items():
         assert f"{stage}: reproduced ({count} file" in printed
     assert "sft: reproduced (" in printed
-    assert "files: 16 of 17 stages' are whole; runs: 5 of 5 reproduced" in printed
+    assert "files: 17 of 18 stages' are whole; runs: 5 of 5 reproduced" in printed
     assert {*before.items()} == {*kept().items()}
 
 
@@ -229,7 +229,7 @@ def test_another_result_is_shown_with_its_first_difference(study: Path) -> None:
     printed = run_verify(study, "sample@comparisons", code=1)
     assert f"sample@comparisons: differs in 1 of 3 files, first {name}: " in printed
     assert "rows.read: recorded 12345, now 122" in printed
-    assert "17 of 17 stages' are whole; runs: 0 of 1" in printed
+    assert "18 of 18 stages' are whole; runs: 0 of 1" in printed
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

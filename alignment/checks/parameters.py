@@ -110,8 +110,8 @@ def _refused(params: Params, pipeline: Path) -> Iterator[str]:
             parser.make_context(program, given if main else given[1:])
         except TyperException as error:
             param = getattr(error, "param", None)
-            known = isinstance(error, BadParameter) and param is not None
-            yield f"{_key(params, program, param)}: {error.message}" if known else f"stage {stage}: {error.message}"
+            known = isinstance(error, BadParameter) and param is not None and error.message
+            yield f"{_key(params, program, param) if known else stage}: {error.message or error.format_message()}"
 
 
 @cache
