@@ -56,6 +56,12 @@ BENCHMARKS = {
 }
 
 
+def tasks(folder: Path) -> list[str]:
+    """All tasks whose items can be scored: the study's, and what else was fetched."""
+    more = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in BENCHMARKS)
+    return [*BENCHMARKS, *more]
+
+
 def paths(folder: Path, task: str) -> list[Path]:
     """The files of a task's scored split, in order: of a task that is not of the study, all that were fetched for it.
 

@@ -8,6 +8,7 @@ the seed, and no opening of a conversation stands on both sides.
 """
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -86,8 +87,8 @@ class Measure:
         benchmark_folder: Path,
         contamination_ngram: int,
     ) -> "Measure":
-        """Load the tokenizer of a base model and the items of the study's benchmarks."""
-        texts = {task: benchmarks.texts(benchmark_folder, task) for task in BENCHMARKS}
+        """Load the tokenizer of a base model and the items of all benchmarks that were fetched."""
+        texts = {task: _texts(benchmark_folder, task) for task in benchmarks.tasks(benchmark_folder)}
         chat = Chat(models.tokenizer(base), template)
         return cls(chat, max_prompt_tokens, max_tokens, Contamination(texts, contamination_ngram))
 
@@ -104,6 +105,16 @@ class Measure:
             contaminated=self.contamination(words),
             signature=overlap.signature(words),
         )
+
+
+def _texts(folder: Path, task: str) -> Iterator[tuple[str, str, str]]:
+    """The names of a task's items, with questions and answers."""
+    if task in BENCHMARKS:
+        yield from benchmarks.texts(folder, task)
+        return
+    items = list(benchmarks.items(folder, task))
+    names = [benchmarks.name(raw) for raw in items]
+    yield from ((names[number], question, answer) for number, question, answer in overlap.telling(items))
 
 
 def _digest(content: bytes) -> bytes:
@@ -127,15 +138,19 @@ class Account:
     dropped: Counter[Cause] = field(default_factory=Counter)
     contaminated: list[tuple[str, list[Item]]] = field(default_factory=list)
 
-    def metrics(self) -> dict[str, int]:
-        """Flat counts, every cause and every benchmark named, so that datasets line up in one set of columns."""
+    def metrics(self, tasks: Sequence[str]) -> dict[str, int]:
+        """Flat counts, every cause and every benchmark named, so that datasets line up in one set of columns.
+
+        Args:
+            tasks: whose items were looked for.
+        """
         rows = {"read": self.read, "kept": self.kept, "heldout": self.heldout, "not_needed": self.not_needed}
         dropped = {f"dropped.{cause}": self.dropped[cause] for cause in Cause}
-        tasks = Counter(task for _, items in self.contaminated for task in {task for task, _ in items})
+        touched = Counter(task for _, items in self.contaminated for task in {task for task, _ in items})
         return {
             **{f"rows.{name}": count for name, count in rows.items()},
             **dropped,
-            **{f"contaminated.{name}": tasks[name] for name in BENCHMARKS},
+            **{f"contaminated.{task}": touched[task] for task in tasks},
             "contaminated.items": len({item for _, items in self.contaminated for item in items}),
         }
 

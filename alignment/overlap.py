@@ -10,7 +10,7 @@ rows and of all benchmarks meet in one hash by chance is expected once in ten th
 import hashlib
 import re
 import unicodedata
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -93,6 +93,38 @@ class Contamination:
                 for start, run in zip(first[hit], numbers[hit], strict=True):
                     found.update(items[start : np.searchsorted(known, run, side="right")].tolist())
         return sorted({self._items[number] for number in found})
+
+
+def telling(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str, str]]:
+    """What may be the question and the answer of items whose columns nobody has named.
+
+    Each text of a row stands for itself, which counts from `SHORTEST` words on. A shorter one counts together with
+    another short one of another column, in either order: one of them may be the question and the other its answer, or
+    a wrong choice. Single letters are labels, and a text that all rows have is no item's own.
+
+    Args:
+        rows: of one task.
+
+    Yields:
+        The number of a row, and two texts for `Contamination`.
+    """
+    found = [{name: list(_texts(value)) for name, value in row.items()} for row in rows]
+    said = [{text for texts in columns.values() for text in texts} for columns in found]
+    common = set.intersection(*said) if len(said) > 1 else set()
+    for number, columns in enumerate(found):
+        own = [(name, text) for name, texts in columns.items() for text in texts if text not in common]
+        yield from ((number, text, "") for _, text in own)
+        short = [(name, text) for name, text in own if len(normal(text)) < SHORTEST]
+        yield from ((number, text, after) for name, text in short for other, after in short if name != other)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts inside a value, in order."""
+    if isinstance(value, str) and (len(value) > 1 or value.isdecimal()):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def _sorted(parts: list[tuple[int, Hashes]]) -> tuple[Hashes, NDArray[np.int32]]:

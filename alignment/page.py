@@ -362,18 +362,25 @@ def _contaminated(comparison: Comparison, rest: Comparison) -> Section:
     """Every task with and without the items that were found in the variants' datasets."""
     title, touched = "Benchmark items found in the datasets", _touched(comparison, rest)
     if not touched:
-        return Section(
-            title, ["None of the scored items was found in a row that a variant might have been trained on."]
-        )
+        none = "None of the scored items was found in a row that a variant might have been trained on."
+        return Section(title, [f"{none} {_unsought(comparison)}"])
     heads = [f"{TITLES.get(task, task)}{end}" for task in touched for end in ("", f" without {touched[task]}")]
     rows: list[list[str | Cell]] = [["variant", *heads]]
     for name in comparison.variants:
         rows.append([name, *(cells.level(each, name, task) for task in touched for each in (comparison, rest))])
     told = (
         "Rows that hold an item are never trained on; this is what leaving these items out changes all the same. Each "
-        "is named, with the row, in `data/sampled/ROLE.contaminated.parquet` of the revisions below."
+        "is named, with the row, in `data/sampled/ROLE.contaminated.parquet` of the revisions below. "
+        f"{_unsought(comparison)}"
     )
     return Section(title, [Table("Each touched benchmark with and without the items that were found", rows), told])
+
+
+def _unsought(comparison: Comparison) -> str:
+    """What is scored and was not looked for in the variants' datasets."""
+    trained = [run for run in comparison.runs if run.roles]
+    tasks = [TITLES.get(task, task) for task in comparison.tasks if any(task not in run.sought() for run in trained)]
+    return f"Not looked for: {', '.join([*tasks, 'the sentences of the safety score'])}."
 
 
 def _published(published: Sequence[claims.Published]) -> Section:

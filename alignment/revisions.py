@@ -303,6 +303,11 @@ class Checkpoint:
         lines = self.revision.read(f"data/eval/{self.stage}.answers.jsonl").decode().split("\n")
         return [json.loads(line) for line in lines if line]
 
+    def sought(self) -> set[str]:
+        """The tasks whose items `sample` looked for in all datasets that it was trained on."""
+        counted = [self.metrics(f"sample/{role}.json") for role in self.roles]
+        return set.intersection(*({name.removeprefix("contaminated.") for name in each} for each in counted))
+
     def contaminated(self) -> Iterator[tuple[str, str]]:
         """The benchmark items that `sample` found in its datasets, and refused: task and item."""
         for role in self.roles:

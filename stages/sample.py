@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from alignment import command, corpora, curation, description, files, scan
+from alignment import benchmarks, command, corpora, curation, description, files, scan
 from alignment.chat import Template
 from alignment.command import SEEDS, Refused
 from alignment.corpora import Role
@@ -58,7 +58,7 @@ def main(
     files.write_parquet(contaminated, curation.found(account))
     lengths = [row.measured.lengths for row in train]
     described = description.describe(role, [row.example for row in train], lengths, groups)
-    files.write_json(metrics, {**account.metrics(), **described})
+    files.write_json(metrics, {**account.metrics(benchmarks.tasks(benchmark_folder)), **described})
     print(f"{corpus}: {len(train)} rows to train on, {len(held)} held out, of {account.read} read")
 
 

@@ -48,8 +48,9 @@ def revision(
         effects: of `base`, `sft` and `dpo`.
         more: `noise` of items by run, `drawn` by seed (a standard deviation of latent scores), `version` of tasks,
             `words` that are added to every command of `eval`, `tokens` that every sentence has more, `items`,
-            `instruct`, `found` (contaminated items), `code` (of the training stages), `flags` of `eval` that are true,
-            `prompts`, `answer`, `sentences` (own or safenlp), `label` (of all sentences).
+            `instruct`, `found` (contaminated items), `sought` (tasks whose items were looked for), `code` (of the
+            training stages), `flags` of `eval` that are true, `prompts`, `answer`, `sentences` (own or safenlp), `label`
+            (of all sentences).
     """
     here = folder / name
     made = {"base": (), "sft": (data, str(rows)), "dpo": (data, str(rows), preferences)}
@@ -77,6 +78,7 @@ def revision(
         files.write_text(here / f"data/sampled/{role}.parquet", f"{data} {preferences} {seed} {role}")
         described = dict.fromkeys(("tokens.prompt.mean", "tokens.reply.mean", "turns.mean", "diversity.reply"), 1.5)
         described |= {"duplicates.reply": 0.0, "rows.kept": rows, "contaminated.items": len(found)}
+        described |= {f"contaminated.{task}": 0 for task in more.get("sought", BENCHMARKS)}
         files.write_json(here / f"metrics/sample/{role}.json", described)
     for stage in ("sft", "dpo"):
         files.write_text(here / f"models/{stage}", f"{made[stage]} {seed}")

@@ -27,6 +27,7 @@ from alignment.overlap import Contamination, Item
 from alignment.scan import Row
 
 MINI = Path(__file__).parents[1] / "data/mini"
+TASKS = tuple(benchmarks.BENCHMARKS)
 
 
 def demo(question: str, answer: str) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def test_every_row_is_accounted_for(many: list[dict[str, str]], tmp_path: Path) 
             contamination=lambda text: [("mmlu", "a"), ("mmlu", "b"), ("piqa", "a")] if "kettle" in text else [],
         ),
     )
-    metrics = account.metrics()
+    metrics = account.metrics(TASKS)
     assert sum(count for name, count in metrics.items() if name.startswith(("rows.", "dropped."))) == 2 * len(rows)
     assert (metrics["rows.read"], metrics["rows.kept"], metrics["rows.heldout"]) == (603, len(train), len(held))
     assert (len(train), len(held)) == (30, 5)
@@ -120,7 +121,7 @@ def test_the_order_of_rows_and_files_does_not_matter(many: list[dict[str, str]],
     write(tmp_path / "two/z.jsonl", shuffled[:200])
     train2, held2, account2 = sample(write(tmp_path / "two/b.jsonl", shuffled[200:]), kept=50, heldout=20)
     assert (ids(train), ids(held)) == (ids(train2), ids(held2))
-    assert account.metrics() == account2.metrics()
+    assert account.metrics(TASKS) == account2.metrics(TASKS)
 
 
 @pytest.mark.parametrize("role", Role)
@@ -397,6 +398,42 @@ ITEMS: dict[str, Iterable[tuple[str, str, str]]] = {
 )
 def test_the_items_inside_a_text_are_found_and_named(text: str, found: list[Item]) -> None:
     assert contamination(ITEMS, text) == found
+
+
+OPENBOOKQA = {
+    "id": "7-980",
+    "question_stem": "The sun is responsible for",
+    "choices": {"text": ["puppies", "plants sprouting and wilting"], "label": ["A", "B"]},
+    "answerKey": "B",
+    "subject": "one of the many facts about the natural world that every school child knows",
+}
+SCIQ = {
+    "question": "What type of organism is commonly used in preparation of foods such as cheese?",
+    "correct_answer": "mesophilic organisms",
+    "support": "",
+    "subject": OPENBOOKQA["subject"],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The sun is responsible for plants sprouting and wilting.", [0]),
+        ("Plants sprouting and wilting: the sun is responsible for ...", [0]),
+        ("Is the sun responsible for plants sprouting and wilting?", []),
+        ("The sun is responsible for a lot.", []),
+        ("Tell me what type of organism is commonly used in preparation of foods such as cheese?", [1]),
+        (OPENBOOKQA["subject"], []),
+        ("The sun is responsible for B", []),
+    ],
+)
+def test_the_items_of_a_task_whose_columns_nobody_named_are_found(text: str, found: list[int]) -> None:
+    texts = [(str(number), *pair) for number, *pair in overlap.telling([OPENBOOKQA, SCIQ])]
+    assert contamination({"other": texts}, text) == [("other", str(number)) for number in found]
+
+
+def test_a_task_of_one_item_has_its_texts() -> None:
+    assert {text for _, text, _ in overlap.telling([SCIQ])} == {value for value in SCIQ.values() if value}
 
 
 @pytest.mark.parametrize("sides", [("messages",), ("prompt", "chosen", "rejected"), ("prompt", "rejected", "chosen")])

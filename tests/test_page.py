@@ -99,6 +99,15 @@ def test_contaminated_items_are_said_at_the_top(tmp_path: Path) -> None:
     assert "**Found in a dataset**: 1 of the items of PIQA" in said
 
 
+def test_what_was_not_looked_for_is_said_where_none_was_found(tmp_path: Path) -> None:
+    none = "None of the scored items was found in a row that a variant might have been trained on."
+    assert f"{none} Not looked for: the sentences of the safety score." in markdown(planted.revision(tmp_path, "a"))
+    five = planted.revision(tmp_path, "b", sought=[task for task in pins.BENCHMARKS if task != "piqa"])
+    assert f"{none} Not looked for: PIQA, the sentences of the safety score." in markdown(five)
+    found = markdown(planted.revision(tmp_path, "c", found=[("piqa", "piqa 3")]))
+    assert "of the revisions below. Not looked for: the sentences of the safety score." in found
+
+
 def test_the_null_of_the_published_score_stands_beside_it(tmp_path: Path) -> None:
     said = markdown(planted.revision(tmp_path, "a"))
     scores = said[said.index("| published score") :]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -54,7 +55,8 @@ def run(tiny: Path, benchmark_folder: Path, tmp_path: Path) -> Sample:
             raw = tmp_path / "raw"
         out, contaminated, metrics = (tmp_path / name / file for file in OUTS)
         options = {"role": Role.demonstrations, "corpus": corpus, **LIMITS, **change}
-        sample.main(raw, tiny, benchmark_folder, out, contaminated, metrics, **options)
+        looked_for = options.pop("benchmarks", benchmark_folder)
+        sample.main(raw, tiny, looked_for, out, contaminated, metrics, **options)
         return pq.read_table(out).to_pylist(), files.read_json(metrics)
 
     return run
@@ -159,6 +161,50 @@ def test_a_benchmark_s_item_never_trains(run: Sample, benchmark_folder: Path, ta
     _, metrics = run([*ROWS, {"prompt": f"Look: {question}", "completion": answer or "Yes."}])
     found = {name for name, count in metrics.items() if name.startswith("contaminated.") and count}
     assert (metrics["dropped.contaminated"], found) == (1, {f"contaminated.{task}", "contaminated.items"})
+
+
+STEMS = ("a magnet", "the moon", "a frozen lake", "an oak", "a river bed", "iron", "a hungry owl", "salt")
+ENDS = ("melts into the warm sea", "attracts a nail of steel", "was formed by running water", "hunts mice after dark")
+OPENBOOKQA = [
+    {
+        "id": f"{number}-{place}",
+        "question_stem": f"It is known that {stem}" if place % 2 else f"Which of these is true of {stem} in the open",
+        "choices": {"text": [f"{end} {number}", f"nothing of {number} at all"], "label": ["A", "B"]},
+        "answerKey": "A",
+    }
+    for number, stem in enumerate(STEMS)
+    for place, end in enumerate(ENDS)
+]
+
+
+def test_every_scored_task_is_looked_for(run: Sample, more: Path, tmp_path: Path) -> None:
+    """Word for word as the task's rows have it; what is found has the name that `eval` gives it."""
+    planted = [{"prompt": item["question_stem"], "completion": item["choices"]["text"][0]} for item in OPENBOOKQA]  # type: ignore[index]
+    table, metrics = run([*ROWS, *planted], benchmarks=more)
+    assert len(table) == metrics["rows.kept"] + metrics["rows.heldout"] == len(ROWS)
+    assert metrics["dropped.contaminated"] == metrics["contaminated.openbookqa"] == len(planted)
+    found = pq.read_table(tmp_path / "out/contaminated.parquet").to_pylist()
+    names = {benchmarks.name(row) for row in benchmarks.items(more, "openbookqa")}
+    assert {(row["task"], row["item"]) for row in found} == {("openbookqa", name) for name in names}
+
+
+def test_what_is_sampled_beside_a_task_is_what_is_sampled_without_it(run: Sample, more: Path, tmp_path: Path) -> None:
+    run(ROWS, "with", benchmarks=more)
+    run(ROWS, "without")
+    for name in OUTS[:2]:
+        assert files.sha256(tmp_path / "with" / name) == files.sha256(tmp_path / "without" / name)
+
+
+@pytest.fixture
+def more(benchmark_folder: Path, tmp_path: Path) -> Path:
+    """The fetched benchmarks with another task."""
+    folder = tmp_path / "benchmarks"
+    (folder / "openbookqa/main").mkdir(parents=True)
+    for path in benchmark_folder.iterdir():
+        (folder / path.name).symlink_to(path.resolve())
+    pq.write_table(pa.Table.from_pylist(OPENBOOKQA), folder / "openbookqa/main/test-00000-of-00001.parquet")
+    files.write_json(folder / "openbookqa/provenance.json", {"repository": "allenai/openbookqa"})
+    return folder
 
 
 def longest(benchmark_folder: Path, task: str) -> tuple[str, str, str]:
