@@ -49,8 +49,8 @@ def revision(
         more: `noise` of items by run, `drawn` by seed (a standard deviation of latent scores), `version` of tasks,
             `words` that are added to every command of `eval`, `tokens` that every sentence has more, `items`,
             `instruct`, `found` (contaminated items), `sought` (tasks whose items were looked for), `code` (of the
-            training stages), `flags` of `eval` that are true, `prompts`, `answer`, `sentences` (own or safenlp), `label`
-            (of all sentences).
+            training stages), `flags` of `eval` that are true, `prompts`, `answer`, `sentences` (own or safenlp),
+            `label` (of all sentences).
     """
     here = folder / name
     made = {"base": (), "sft": (data, str(rows)), "dpo": (data, str(rows), preferences)}
