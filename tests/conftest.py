@@ -66,6 +66,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether there is time: `make soak` repeats what `make test` tries a few times."""
+    return bool(request.config.getoption("--hypothesis-profile", None) == "soak")
+
+
+@pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
     """Has a folder of some name made once for all processes of a run: the first makes it, others wait for that."""
     own = tmp_path_factory.getbasetemp()

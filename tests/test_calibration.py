@@ -48,8 +48,7 @@ class Repeated:
 
 
 @pytest.fixture(scope="module")
-def repeated(request: pytest.FixtureRequest) -> Repeated:
-    soak = request.config.getoption("--hypothesis-profile", None) == "soak"
+def repeated(soak: bool) -> Repeated:
     return Repeated(4000, 1) if soak else Repeated(2000, 0)
 
 

@@ -48,11 +48,6 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def soak(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--hypothesis-profile", None) == "soak")
-
-
 @dataclass
 class Run:
     """A stage in a folder of its own, which it may be run in again and again.
