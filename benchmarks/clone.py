@@ -21,6 +21,22 @@ from alignment import files
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 REPRO = ("repro", "--no-run-cache")
+IDENTITY = ["-c", "user.name=faults", "-c", "user.email=faults@localhost"]
+SMALL = """
+stages:
+  make:
+    cmd: mkdir made && cp in.txt made/a.txt && echo ${word} > made/b.txt
+    deps: [in.txt]
+    outs: [made]
+  end:
+    cmd:
+      - cp made/a.txt end.txt
+      - |
+        cat made/b.txt >> end.txt
+        pwd | grep -q study
+    deps: [made]
+    outs: [end.txt]
+"""
 
 
 @dataclass
@@ -55,8 +71,7 @@ class Clone:
 
     def remember(self) -> "Clone":
         """Take what there is for what must be there, and commit it."""
-        identity = ["-c", "user.name=faults", "-c", "user.email=faults@localhost"]
-        for words in (["add", "--all"], [*identity, "commit", "--quiet", "--allow-empty", "--message", "whole"]):
+        for words in (["add", "--all"], [*IDENTITY, "commit", "--quiet", "--allow-empty", "--message", "whole"]):
             subprocess.run(["git", *words], cwd=self.folder, check=True)
         for stage, entry in self.lock()["stages"].items():
             self.whole[stage] = self.written([out["path"] for out in entry["outs"]])
@@ -122,3 +137,20 @@ class Clone:
             except psutil.Error:  # it has ended, or is the system's
                 continue
         return found
+
+
+def small(folder: Path) -> Path:
+    """Make a repository with the results of two small stages, committed."""
+    folder.mkdir(parents=True)
+    for name, text in {"dvc.yaml": SMALL, "params.yaml": "word: first\n", "in.txt": "in\n"}.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    dvc = [sys.executable, "-m", "dvc"]
+    for words in (
+        ["git", "init", "--quiet", "--initial-branch", "main"],
+        [*dvc, "init", "--quiet"],
+        [*dvc, "repro", "--quiet"],
+        ["git", "add", "--all"],
+        ["git", *IDENTITY, "commit", "--quiet", "--message", "first"],
+    ):
+        subprocess.run(words, cwd=folder, env=ENVIRONMENT, check=True)
+    return folder

@@ -50,37 +50,6 @@ def with_results(folder: Path) -> Path:
     return folder
 
 
-PIPELINE = """
-stages:
-  make:
-    cmd: mkdir made && cp in.txt made/a.txt && echo ${word} > made/b.txt
-    deps: [in.txt]
-    outs: [made]
-  end:
-    cmd:
-      - cp made/a.txt end.txt
-      - |
-        cat made/b.txt >> end.txt
-        pwd | grep -q study
-    deps: [made]
-    outs: [end.txt]
-"""
-
-
-def small(folder: Path) -> Path:
-    """A repository with the results of two small stages, committed."""
-    folder.mkdir()
-    git(folder, "init", "--quiet", "--initial-branch", "main")
-    (folder / "dvc.yaml").write_text(PIPELINE)
-    (folder / "params.yaml").write_text("word: first\n")
-    (folder / "in.txt").write_text("in\n")
-    dvc(folder, "init", "--quiet")
-    dvc(folder, "repro", "--quiet")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "first")
-    return folder
-
-
 def copy(made: Path, folder: Path) -> Path:
     """Copy a repository with its results: in a second, where `dvc repro` takes minutes; links to DVC's cache stay."""
     subprocess.run(["cp", "-a", str(made), str(folder)], check=True)

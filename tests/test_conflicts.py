@@ -5,20 +5,20 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import clones
 import pytest
 from clones import ENVIRONMENT, change, dvc, git
 
 from alignment.command import Refused
 from alignment.integrity import Records
 from alignment.revisions import Revision
+from benchmarks import clone
 from stages import compare, diff, verify
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository whose branch `side` has the results of another parameter."""
-    folder = clones.small(tmp_path_factory.mktemp("made") / "study")
+    folder = clone.small(tmp_path_factory.mktemp("made") / "study")
     for branch, word in (("side", "second"), ("main", "third")):
         git(folder, "switch", "--quiet", *(["--create"] if branch == "side" else []), branch)
         change(folder, "params.yaml", "first", word)

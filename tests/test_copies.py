@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import clones
 import pytest
 import yaml
 from clones import ENVIRONMENT, dvc, git
@@ -19,13 +18,14 @@ from hypothesis import strategies as st
 from alignment import copies, integrity
 from alignment.command import Refused
 from alignment.integrity import Records
+from benchmarks import clone
 from stages import verify
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the results of two small stages."""
-    return clones.small(tmp_path_factory.mktemp("made") / "study")
+    return clone.small(tmp_path_factory.mktemp("made") / "study")
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import broken_rows
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from broken_rows import Fault, FileFault
 from dvc.repo import Repo
 from test_corpora import reply, system, user
 from test_pipeline import dvc, git, of, ran
@@ -22,6 +20,8 @@ from alignment import records, scan, sources
 from alignment.command import Refused
 from alignment.corpora import Cause, Malformed, Refusal, Role, own
 from alignment.keys import Policy
+from benchmarks import broken_rows
+from benchmarks.broken_rows import Fault, FileFault
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,4 +1,4 @@
-"""A user's own files with one fault each, and what must become of it: `test_own.py` tries each, a soak many places.
+"""A user's own files with one fault each, and what must become of it: a test tries each, the soak many places.
 
 In: a fault, a source of chance, a folder. Out: a file of good rows and the fault between them.
 """
