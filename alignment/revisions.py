@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shlex
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -98,6 +100,7 @@ class Revision:
         from dvc.api import DVCFileSystem
         from dvc.exceptions import DvcException  # type: ignore[import-untyped]
 
+        _refuse_no_commit(name)
         try:
             tree = DVCFileSystem(rev=None if name == WORKSPACE else name)
             content = tree.read_bytes("dvc.lock")
@@ -105,7 +108,7 @@ class Revision:
             raise Refused(
                 f"{name} has no dvc.lock, so no results here; run `dvc repro` in the study's checkout, and commit"
             ) from None
-        except DvcException as error:
+        except (DvcException, UnicodeError) as error:
             raise Refused(
                 f"{error}; there are: `git branch --all`, `git log`, `dvc exp list --all-commits`, and {WORKSPACE!r}.\n"
                 "in a shallow clone, `git fetch --unshallow` brings older commits; in a workflow, `fetch-depth: 0`"
@@ -201,6 +204,21 @@ class Revision:
                 "the cache"
             )
         return content
+
+
+def _refuse_no_commit(name: str) -> None:
+    """Refuse what git knows as a file or a folder; of what git does not know DVC may know an experiment.
+
+    Raises:
+        Refused: naming which it is.
+    """
+    ask = ["git", "cat-file", "--batch-check=%(objecttype)"]
+    kind = subprocess.run(ask, input=os.fsencode(f"{name}\n"), capture_output=True, check=False).stdout.strip()
+    if kind in (b"blob", b"tree"):
+        raise Refused(
+            f"{name} is a {'file' if kind == b'blob' else 'folder'} of git's, wanted a commit, a branch, a tag, an "
+            f"experiment or {WORKSPACE!r}: leave out the colon and what follows it"
+        )
 
 
 @dataclass(frozen=True)

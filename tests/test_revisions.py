@@ -135,6 +135,11 @@ def test_what_the_cache_lacks_comes_from_a_remote(study: Path) -> None:
 def test_revisions_that_are_none_are_refused(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Refused, match=r"(?s)unknown Git revision 'oraca'.*dvc exp list"):
         Revision.open("oraca")
+    for name, kind in (("HEAD:dvc.lock", "file"), ("HEAD:", "folder"), ("HEAD^{tree}", "folder")):
+        with pytest.raises(Refused, match=re.escape(f"{name} is a {kind} of git's, wanted a commit")):
+            Revision.open(name)
+    with pytest.raises(Refused, match="dvc exp list"):
+        Revision.open("\udcff")  # what a byte that is no UTF-8 becomes on a command line
     git(study, "rm", "--quiet", "--cached", "dvc.lock")
     git(study, "commit", "--quiet", "--message", "without")
     with pytest.raises(Refused, match=r"HEAD has no dvc\.lock"):
