@@ -159,6 +159,7 @@ def enqueue(repo: Any, experiments: list[Experiment]) -> None:
         Refused: DVC cannot.
     """
     from dvc.exceptions import DvcException  # type: ignore[import-untyped]
+    from scmrepo.exceptions import SCMError  # type: ignore[import-untyped]
 
     files.write_json(_note(repo), _place())
     for each in experiments:
@@ -166,6 +167,9 @@ def enqueue(repo: Any, experiments: list[Experiment]) -> None:
             repo.experiments.run(each.targets, params=each.settings, queue=True, name=each.name)
         except DvcException as error:
             raise Refused(f"DVC cannot queue {each.name}: {error}") from None
+        except SCMError as error:  # as where edits are to be stashed, which git signs
+            way = "git config user.name NAME && git config user.email ADDRESS, if it is a name that git lacks"
+            raise Refused(f"git cannot keep this workspace for {each.name}: {error}.\n{way}") from None
     _note(repo).unlink()
 
 

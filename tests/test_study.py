@@ -88,9 +88,9 @@ def toy_at(folder: Path) -> Path:
     return folder
 
 
-def start(folder: Path) -> "subprocess.Popen[bytes]":
+def start(folder: Path, **settings: str) -> "subprocess.Popen[bytes]":
     """Begin `make study`; what it prints goes to a file, since a worker that is left idle would hold a pipe open."""
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "CONTROL": str(folder / "control")}
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "CONTROL": str(folder / "control"), **settings}
     with open(folder / "study.out", "wb") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "stages.study", "params.yaml"],
@@ -237,6 +237,17 @@ def test_what_fails_is_named_and_the_others_are_finished(toy: Path) -> None:
     printed = run(toy)
     assert started(printed) == ["1 of 1: lima-hh-3"]
     assert "3 experiments: 2 finished before, 1 now" in printed
+
+
+def test_edits_that_git_cannot_sign_are_refused_with_the_way_out(toy: Path, tmp_path: Path) -> None:
+    for key in ("user.name", "user.email"):
+        git(toy, "config", "--unset", key)
+    change(toy, "dvc.yaml", "^stages:", "# an edit\nstages:")
+    nobody = {"HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null"}
+    nobody |= {"EMAIL": "", "GIT_COMMITTER_NAME": "", "GIT_COMMITTER_EMAIL": ""}
+    assert start(toy, **nobody).wait() == 1
+    assert "git config user.name NAME" in said(toy) and "Traceback" not in said(toy)
+    assert "# an edit" in (toy / "dvc.yaml").read_text() and not git(toy, "stash", "list")
 
 
 class Leaving:
