@@ -91,8 +91,10 @@ def run(*mains: Callable[..., Any], offline: bool = True) -> None:
         mains: functions whose parameters Typer turns into arguments and options.
         offline: whether the hub's clients are kept off the network, for every stage but `fetch`.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # in a file or a pipe too, messages come as they are said
-        sys.stdout.reconfigure(line_buffering=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Messages come as they are said, in a pipe too; what an encoding cannot say is spelt out, as `\u2013`.
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     if offline:
         go_offline()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -20,7 +20,7 @@ from stages import dpo, fetch
 
 ROOT = Path(__file__).parents[1]
 
-STAGE = """
+STAGE = r"""
 import os, time
 from typing import Annotated
 import typer
@@ -31,6 +31,9 @@ def main(name: str, learning_rate: Annotated[float, typer.Option()], own: Annota
         raise command.Refused("no such thing; take another")
     if name == "broken":
         raise KeyError("a bug")
+    if name == "words":
+        print("\u00bd \u2013 \udcff")
+        raise command.Refused("\u00bd \u2013 \udcff")
     if name == "slow":
         print("ready", flush=True)
         time.sleep(60)
@@ -44,11 +47,10 @@ def arguments(*given: str, offline: bool = True) -> list[str]:
     return [sys.executable, "-c", STAGE.replace("OFFLINE", str(offline)), *given]
 
 
-def stage(*given: str, offline: bool = True) -> "subprocess.CompletedProcess[str]":
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
-    return subprocess.run(
-        arguments(*given, offline=offline), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
-    )
+def stage(*given: str, offline: bool = True, **settings: str) -> "subprocess.CompletedProcess[str]":
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))} | settings
+    command = arguments(*given, offline=offline)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("flag", ["--learning_rate", "--learning-rate"])
@@ -138,6 +140,24 @@ def test_what_a_refusal_advises_loses_no_uncommitted_work(tmp_path: Path) -> Non
     change(tmp_path, "params.yaml", "0", "8")
     assert "trains" not in dvc(tmp_path, "repro"), "it comes from the cache"
     assert {name: (tmp_path / name).read_text() for name in kept} == kept
+
+
+ASCII = r"\xbd \u2013 \udcff"
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, ASCII),
+        ({"PYTHONIOENCODING": "ascii:strict"}, ASCII),
+        ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, ASCII),
+        ({"PYTHONIOENCODING": "utf-8"}, r"½ – \udcff"),
+    ],
+)
+def test_what_a_terminal_cannot_show_is_spelt_out(settings: dict[str, str], shown: str) -> None:
+    ended = stage("words", "--learning_rate", "1", "--own", **settings)
+    assert ended.stdout == f"{shown}\n" and f"error: {shown}\n" in ended.stderr
+    assert stage("--help", **settings).returncode == 0
 
 
 def test_a_bug_is_a_traceback() -> None:
