@@ -75,8 +75,11 @@ class Records:
             self._refuse_leading_out(name)
 
     def named(self, stage: str, kind: str) -> list[str]:
-        """The paths of a stage's `deps` or `outs` in dvc.yaml."""
-        return [each.def_path for each in getattr(self._made[stage], kind)]
+        """The paths of a stage's `deps` or `outs` in dvc.yaml; a file of parameters is none, as dvc.lock has it."""
+        from dvc.dependency.param import ParamsDependency  # type: ignore[import-untyped]
+
+        each = getattr(self._made[stage], kind)
+        return [one.def_path for one in each if not isinstance(one, ParamsDependency)]
 
     def commands(self, stage: str) -> list[str]:
         """What dvc.yaml, with the parameters as they are now, has run for a stage: one after the other, as DVC does."""
