@@ -50,6 +50,22 @@ def with_results(folder: Path) -> Path:
     return folder
 
 
+def with_study(made: Path, folder: Path) -> None:
+    """Copy a repository with results into `folder`, and run a study of two experiments there; what it said beside it.
+
+    The first trains SFT on other demonstrations and DPO on other comparisons, the second differs by its comparisons.
+    """
+    study = copy(made, folder / "study")
+    git(study, "config", "user.name", "test")
+    git(study, "config", "user.email", "test@localhost")
+    change(study, "params.yaml", r"^  demonstrations: \[.*", "  demonstrations: [hh]")
+    change(study, "params.yaml", r"^  matched: .*", "  matched: []")
+    with (folder / "said").open("w") as said:  # a worker that is left idle would hold a pipe open
+        command = [sys.executable, "-m", "stages.study", "params.yaml"]
+        code = subprocess.run(command, cwd=study, env=ENVIRONMENT, stdout=said, stderr=said, check=False).returncode
+    assert code == 0, (folder / "said").read_text(encoding="utf-8")
+
+
 def copy(made: Path, folder: Path) -> Path:
     """Copy a repository with its results: in a second, where `dvc repro` takes minutes; links to DVC's cache stay."""
     subprocess.run(["cp", "-a", str(made), str(folder)], check=True)

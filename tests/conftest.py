@@ -132,6 +132,12 @@ def clone(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def studied(once: Once) -> Path:
+    """A folder with such a clone, `study`, in which `make study` has run two experiments, and what that `said`."""
+    return once("studied", lambda folder: clones.with_study(once("clone", clones.with_results), folder))
+
+
+@pytest.fixture(scope="session")
 def mirror() -> Path:
     """The folder of real records, laid out as the hub lays out its repositories; without it the test is skipped."""
     if not MIRROR.is_dir():

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from clones import ENVIRONMENT, change, dvc, git, ran
+from test_pipeline import COMPARISONS, DEMONSTRATIONS, DPO, SFT
 
 from alignment import experiments, files
 from alignment.command import Refused
@@ -360,16 +361,11 @@ def test_a_second_study_waits_while_the_first_one_queues(aside: SimpleNamespace)
 
 
 @pytest.mark.slow
-def test_what_experiments_share_is_made_once(clone: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "study"
-    shutil.copytree(clone, folder, symlinks=True)
-    git(folder, "config", "user.name", "test")
-    git(folder, "config", "user.email", "test@localhost")
-    change(folder, "params.yaml", r"^  demonstrations: \[.*", "  demonstrations: [hh]")
-    change(folder, "params.yaml", r"^  matched: .*", "  matched: []")
-    printed = run(folder)
+def test_what_experiments_share_is_made_once(studied: Path) -> None:
+    printed = (studied / "said").read_text(encoding="utf-8")
     shp, hh = re.split("^experiment .*", printed, flags=re.M)[1:]
+    assert ran(shp) == {*DEMONSTRATIONS, *COMPARISONS, *SFT} and ran(hh) & SFT == DPO
     assert "Running stage 'sft'" in shp and "Stage 'sft' is cached" in hh
     assert "Running stage 'dpo'" in hh and "Running stage 'sft'" not in hh
     assert not {"eval@base", "safety@base", "fetch@model", "fetch-safety@sentences"} & ran(printed)
-    assert (folder / "metrics/study.md").is_file()
+    assert (studied / "study/metrics/study.md").is_file()
