@@ -324,7 +324,8 @@ class Checkpoint:
     def sought(self) -> set[str]:
         """The tasks whose items `sample` looked for in all datasets that it was trained on."""
         counted = [self.metrics(f"sample/{role}.json") for role in self.roles]
-        return set.intersection(*({name.removeprefix("contaminated.") for name in each} for each in counted))
+        start = "contaminated."
+        return set.intersection(*({name[len(start) :] for name in each if name.startswith(start)} for each in counted))
 
     def contaminated(self) -> Iterator[tuple[str, str]]:
         """The benchmark items that `sample` found in its datasets, and refused: task and item."""
