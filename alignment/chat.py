@@ -8,6 +8,7 @@ text and are not the tokens of the template's own mark. The template adds no sys
 model's tokenizer uses one, none elsewhere; every assistant turn ends with EOS and nothing follows the last.
 """
 
+import copy
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -85,6 +86,27 @@ def _llama2(messages: list[Message], eos: str, reply_follows: bool) -> Iterator[
 
 
 RENDER = {Template.chatml: _chatml, Template.llama2: _llama2}
+# The same in Jinja. Our function tokenises each piece by itself, which some tokenizers begin with a space: `gap` is
+# what stands before a piece that follows text, `after` before one that follows a control token.
+JINJA = {
+    Template.chatml: (
+        "{% for message in messages %}{% if not loop.first %}{{ after + '\\n' }}{% endif %}"
+        "{{ '<|im_start|>' + after + message['role'] + '\\n' + gap + message['content'] }}"
+        "{{ eos_token if message['role'] == 'assistant' else '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ after + '\\n<|im_start|>' + after + 'assistant\\n' }}{% endif %}"
+    ),
+    Template.llama2: (
+        "{% set ns = namespace(open=false) %}{% for message in messages %}"
+        "{% set before = gap if ns.open else (start if loop.first else after) %}"
+        "{% if message['role'] == 'assistant' %}{{ before + ('[/INST]' + gap if ns.open else '') }}"
+        "{{ message['content'] + eos_token }}{% set ns.open = false %}"
+        "{% else %}{{ before + ('' if ns.open else '[INST]' + gap) }}{% set ns.open = true %}"
+        "{% if message['role'] == 'system' %}"
+        "{{ '<<SYS>>\\n' + gap + message['content'] + gap + '\\n<</SYS>>\\n\\n' }}"
+        "{% else %}{{ message['content'] }}{% endif %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt and ns.open %}{{ gap + '[/INST]' }}{% endif %}"
+    ),
+}
 MARKS: dict[Template, tuple[str, ...]] = {Template.chatml: (), Template.llama2: LLAMA2_MARKS}
 
 
@@ -215,6 +237,22 @@ class Chat(Text):
                 f"this model's tokenizer spells {', '.join(same)} in single characters, so that any text could write "
                 f"the marks of the template {template}; set `template: chatml` in params.yaml, or choose another model"
             )
+
+    def published(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer as it is saved with a model: `apply_chat_template` gives the tokens that this class gives.
+
+        It does so for harmless text: a plain tokenizer also reads control tokens and marks out of data. Byte-level ones
+        join punctuation to the marks of `llama2` too, which SentencePiece's do not.
+        """
+        tokenizer = copy.deepcopy(self.tokenizer)
+        one, eos = self._ids(["a"])[0], str(tokenizer.eos_token)
+        gap = " " if self._ids(["a a"])[0] == one * 2 else ""
+        bare = tokenizer(f"{eos}a", add_special_tokens=False).input_ids == [tokenizer.eos_token_id, *one]
+        after = "" if bare else gap
+        known = {"gap": gap, "after": after, "start": after if self.bos else ""}
+        says = "".join(f"{{% set {name} = '{space}' %}}" for name, space in known.items())
+        tokenizer.chat_template = says + ("{{ bos_token }}" if self.bos else "") + JINJA[self.template]
+        return tokenizer
 
     def prompt(self, messages: list[Message]) -> list[int]:
         """A conversation up to where the assistant's next reply begins."""

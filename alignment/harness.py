@@ -5,6 +5,7 @@ log-likelihoods are the engine's. What needs generated text is refused.
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+UNSTATED = 2048  # tokens that lm-eval's Hugging Face class has a model read whose configuration does not say
 
 
 @register_model("shared-prefix")
@@ -62,10 +65,7 @@ class SharedPrefix(TemplateLM):
             tokenizer = models.tokenizer(folder)
             pretrained = models.load_base(folder, models.Dtype(dtype), device)
             if peft:
-                from peft import PeftModel
-
-                models.refuse_other_weights(Path(peft), "adapter_model.safetensors")
-                pretrained = PeftModel.from_pretrained(pretrained, peft).eval()  # type: ignore[assignment]
+                pretrained = models.adapt(pretrained, Path(peft))
         assert tokenizer is not None, "a model that is given needs its tokenizer"
         self.tokenizer = tokenizer
         self.model = pretrained
@@ -112,7 +112,7 @@ class SharedPrefix(TemplateLM):
 
     def _cut(self, requests: list[Request]) -> list[Request]:
         """The requests as lm-eval cuts them: what is longer than the model can read loses its beginning."""
-        longest = self.engine.longest
+        longest = UNSTATED if self.engine.longest == sys.maxsize else self.engine.longest
         over = [len(context) + len(continuation) - longest - 1 for context, continuation in requests]
         if cut := sum(tokens > 0 for tokens in over):
             log.warning("%d of %d requests exceed the model's %d tokens: their beginning is left out, as lm-eval does",

@@ -4,13 +4,14 @@ In: folders of safetensors and a tokenizer. Out: models, and adapter folders tha
 """
 
 import sys
+import warnings
 from enum import StrEnum
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment import files
+from alignment import files, loadable
 from alignment.command import Refused
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LINEAGE = "lineage.json"
+ADAPTER = "adapter_model.safetensors"
 BITSANDBYTES = "bitsandbytes==0.50.2"  # no dependency: it would slow every start down
 
 
@@ -56,22 +58,16 @@ def longest(config: Any) -> int:
 
 def longest_row(base: Path) -> int:
     """How many tokens the base model in a folder can read, as `longest`."""
-    from transformers import AutoConfig
-
-    _refuse_code(base)
-    return longest(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
+    return longest(loadable.configuration(base, str(base)))
 
 
 def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer that lies in a model's folder.
 
     Raises:
-        Refused: the model needs code of its own.
+        Refused: as `loadable.tokenizer`.
     """
-    from transformers import AutoTokenizer
-
-    _refuse_code(folder)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return loadable.tokenizer(folder, str(folder))
 
 
 def load_base(
@@ -86,57 +82,14 @@ def load_base(
         quantization: `nf4` keeps the weights of linear layers in 4 bits, as QLoRA does (Dettmers et al. 2023).
 
     Raises:
-        Refused: bitsandbytes, which quantises, is not installed; or the model needs code of its own, or its weights
-            are no safetensors.
+        Refused: bitsandbytes, which quantises, is not installed; or the folder does not hold every tensor of a causal
+            model, as `loadable.load` has it.
     """
-    from transformers import AutoModelForCausalLM
-
-    _refuse_code(folder)
-    refuse_other_weights(folder, "model*.safetensors")
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=str(dtype),
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,  # without it transformers asks whoever sits at the terminal
-        **_nf4(dtype, device) if quantization is Quantization.nf4 else {},
-    )
-    return (model if quantization is Quantization.nf4 else model.to(device)).eval()
-
-
-def _refuse_code(folder: Path) -> None:
-    """Refuse a model that transformers has no class for: its own code never runs."""
-    from transformers import CONFIG_MAPPING
-
-    config = files.read_json(folder / "config.json")
-    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
-        raise Refused(
-            f"the model in {folder} (`model_type` {config.get('model_type')!r}) needs code of its own, and code from "
-            "a repository is never run; choose a `model` that transformers itself knows"
-        )
-
-
-def refuse_other_weights(folder: Path, pattern: str) -> None:
-    """Check that a folder's weights are safetensors, before a library looks for pickles beside them.
-
-    Raises:
-        Refused: no file has such a name, or one of them is something else.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    paths = sorted(folder.glob(pattern))
-    if not paths:
-        raise Refused(f"{folder} has no {pattern}, and weights are read from nothing else; bring it with `dvc repro`")
-    for path in paths:
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise Refused(
-                f"{path} is no safetensors file ({error}): it is damaged, or a pickle under that name, which is never "
-                "read; bring it again with `dvc repro --force`, or choose another `model`"
-            ) from None
+    options = _nf4(dtype, device) if quantization is Quantization.nf4 else {}
+    model = loadable.load(folder, str(folder), dtype=str(dtype), **options)
+    model = (model if options else model.to(device)).eval()
+    loadable.refuse_foresight(model, str(folder))
+    return model
 
 
 def _nf4(dtype: Dtype, device: str) -> dict[str, Any]:
@@ -168,26 +121,52 @@ def load(
     """The model of a checkpoint, in evaluation mode: the base itself, or the base with the adapter in `checkpoint`.
 
     Raises:
-        Refused: the adapter was trained on another base, or changes nothing, or is no safetensors file.
+        Refused: the adapter was trained on another base, or changes nothing; or as `adapt`.
     """
     model = load_base(base, dtype, device, quantization)
     if checkpoint == base:
         return model
-    from peft import PeftModel
-
     found, wanted = lineage(checkpoint)["base"], identity(base)
     if found != wanted:
         raise Refused(
             f"{checkpoint} is an adapter on another base than {base}:\n  its lineage.json says {found}\n"
             f"  {base} is {wanted}\ntrain it again with `dvc repro`, or bring its base back with `dvc checkout`"
         )
-    refuse_other_weights(checkpoint, "adapter_model.safetensors")
-    adapted: Any = PeftModel.from_pretrained(model, checkpoint, is_trainable=trainable).eval()
+    adapted = adapt(model, checkpoint, trainable)
     if not _changes(adapted):
         raise Refused(
             f"the adapter in {checkpoint} changes nothing: with it the model says what {base} says, and would score "
             "the same; look at its learning rate and its steps, and train it again with `dvc repro --force`"
         )
+    return adapted
+
+
+def adapt(model: "PreTrainedModel", checkpoint: Path, trainable: bool = False) -> Any:
+    """A base model with the adapter in `checkpoint`, every tensor of which is in its file, in evaluation mode.
+
+    Raises:
+        Refused: the file is no safetensors, or lacks a tensor, or has another one or another shape.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    loadable.refuse_other_weights(checkpoint, ADAPTER)
+    with warnings.catch_warnings():
+        # PEFT warns of some of what is refused below, and passes over the rest.
+        warnings.filterwarnings("ignore", message="Found missing adapter keys|Some weights of PeftModel")
+        adapted: Any = PeftModel.from_pretrained(
+            model, checkpoint, is_trainable=trainable, ignore_mismatched_sizes=True
+        ).eval()
+    # Whenever PEFT saves a checkpoint it looks for the base's configuration, on the hub where the name is no folder.
+    adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
+    stated = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    wanted = {key: list(part.shape) for key, part in stated.items()}
+    with safe_open(checkpoint / ADAPTER, framework="numpy") as stored:
+        found = {key: stored.get_slice(key).get_shape() for key in stored.keys()}  # noqa: SIM118
+    shapes = {key: f"{found[key]}, wanted {wanted[key]}" for key in found.keys() & wanted if found[key] != wanted[key]}
+    way = "bring it back with `dvc checkout`, or train it again with `dvc repro --force`"
+    missing, unknown = wanted.keys() - found, found.keys() - wanted
+    loadable.refuse_other_tensors(missing, unknown, shapes, f"the adapter in {checkpoint}", way)
     return adapted
 
 
@@ -205,6 +184,14 @@ def _changes(adapted: Any) -> bool:
 def identity(base: Path) -> str:
     """One hash for a base model: over the files that its provenance names, with their SHA-256."""
     return files.digest(files.read_json(base / "provenance.json")["files"])
+
+
+def where(base: Path) -> dict[str, Any]:
+    """The base model as PEFT loads it: the hub's repository, or the folder, seen from the pipeline's own."""
+    provenance = files.read_json(base / "provenance.json")
+    if provenance["source"] == "hub":
+        return {"base_model_name_or_path": provenance["repository"], "revision": provenance["revision"]}
+    return {"base_model_name_or_path": "/".join(base.parts[-2:]), "revision": None}  # `models/base`
 
 
 def versions() -> dict[str, str]:
@@ -226,6 +213,8 @@ def lineage(adapter: Path) -> dict[str, Any]:
 def save_adapter(model: "PeftModel", chat_tokenizer: Any, base: Path, out: Path, made_from: dict[str, Any]) -> None:
     """Write the adapter `default` with its tokenizer and lineage, and nothing that varies from run to run.
 
+    What plain PEFT needs is there too: the tokenizer's chat template, and where the base lies.
+
     Every process must call it, since FSDP has dealt the weights to them; the first one writes.
     """
     from torch import distributed
@@ -240,7 +229,7 @@ def save_adapter(model: "PeftModel", chat_tokenizer: Any, base: Path, out: Path,
         chat_tokenizer.save_pretrained(str(partial))
         (partial / "README.md").unlink(missing_ok=True)
         config = files.read_json(partial / "adapter_config.json")
-        config["base_model_name_or_path"] = files.read_json(base / "provenance.json")["repository"]
+        config |= where(base)
         # PEFT keeps sets, whose order changes with the interpreter's hash seed.
         ordered = {k: sorted(v) if k.endswith("modules") and isinstance(v, list) else v for k, v in config.items()}
         files.write_json(partial / "adapter_config.json", ordered)

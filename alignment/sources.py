@@ -12,7 +12,7 @@ import fnmatch
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -32,7 +32,12 @@ SHOWN = 20  # names that a refusal lists before it counts
 
 
 def fetch(
-    repository: Repository, source: str, out: Path, optional: tuple[str, ...] = (), downloads: Path = DOWNLOADS
+    repository: Repository,
+    source: str,
+    out: Path,
+    optional: tuple[str, ...] = (),
+    downloads: Path = DOWNLOADS,
+    check: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Put the files that `repository` names into the folder `out`, with `provenance.json`; say its terms.
 
@@ -42,6 +47,7 @@ def fetch(
         out: the folder to make; one that is there is replaced when the new one is complete.
         optional: patterns that may match nothing.
         downloads: a folder that keeps what a download has so far.
+        check: refuses a folder whose files do not belong together.
 
     Raises:
         Refused: the source is none of these, or does not have what was asked for, cannot be reached, or sends
@@ -57,6 +63,7 @@ def fetch(
             repository, place, wanted = _ask(repository, root, optional)
             _tell(repository)
             download(wanted, place, downloads, partial)
+        check(partial)
         kind = source if source in ("hub", "mini") else "mirror"
         write_provenance(partial, repository.name, repository.revision, kind, repository.licence, repository.terms)
 

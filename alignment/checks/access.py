@@ -8,9 +8,10 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from alignment import corpora, download, pins, sources, weights
+from alignment import corpora, download, loadable, pins, sources, weights
 from alignment.checks.findings import Finding, failure, ok
 from alignment.checks.parameters import Params
 from alignment.command import Refused
@@ -68,7 +69,7 @@ def model(params: Params) -> list[Finding]:
         if not Path(name).is_dir():
             return [failure("model", f"there is no folder {name}", "correct `model`: a folder, or owner/name@<commit>")]
         try:
-            sources.listed(weights.repository(name, "as it is"), Path(name))
+            _check_folder(Path(name))
         except Refused as refusal:
             way = "complete it, or correct `model`; weights are read from safetensors alone"
             return [failure("model", str(refusal).splitlines()[0], way)]
@@ -79,6 +80,15 @@ def model(params: Params) -> list[Finding]:
         forms = "; ".join(" ".join(line.split()) for line in weights.FORMS.splitlines()[1:])
         return [failure("model", f"{corpora.brief(name)} cannot be understood", f"write one of: {forms}")]
     return [ok("model", name)]
+
+
+def _check_folder(folder: Path) -> None:
+    """Check what `fetch` would copy of a folder, as `fetch` checks it."""
+    chosen = sources.listed(weights.repository(str(folder), "as it is"), folder, weights.OPTIONAL)
+    with TemporaryDirectory() as copy:
+        for name in chosen:
+            (Path(copy) / name).symlink_to(folder / name)
+        loadable.check(Path(copy), str(folder))
 
 
 def repositories(params: Params) -> list[Repository]:
