@@ -100,8 +100,6 @@ def run(*mains: Callable[..., Any], offline: bool = True) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     # TRL's configuration and PEFT's models still use a name that transformers is giving up.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-    # PEFT looks for the base's configuration on the hub, which is out of reach by design.
-    warnings.filterwarnings("ignore", message="Could not find a config file in", category=UserWarning)
     _keep_pages()
     end_with_parent()
     code: Any = 0

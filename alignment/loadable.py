@@ -70,9 +70,10 @@ def configuration(folder: Path, name: str) -> "PreTrainedConfig":
     path = folder / "config.json"
     if not path.is_file():
         raise Refused(f"{name} has no config.json, so nothing says what model it is; complete that folder")
-    stated = files.read_json(path)
-    kind = stated.get("model_type") if isinstance(stated, dict) else None
-    if kind not in CONFIG_MAPPING:
+    found = files.read_json(path)
+    stated = found if isinstance(found, dict) else {}
+    kind = stated.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         own = "needs code of its own, and code from a repository is never run" if "auto_map" in stated else "is unknown"
         raise Refused(f"{name}: its `model_type` {kind!r} {own}; choose a `model` that transformers itself knows")
     if method := stated.get("quantization_config"):
