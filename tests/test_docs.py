@@ -96,7 +96,6 @@ def test_the_front_page_is_short_and_shows_the_answer_that_is_committed() -> Non
     assert "\n".join(table) in read("metrics/report.md"), "the table of metrics/report.md, as `make repro` prints it"
 
 
-@pytest.mark.xfail(strict=True, reason="the map shows the layout that the next commits bring; then this mark goes")
 def test_the_map_shows_what_is_there() -> None:
     (tree,) = re.findall(r"^```\n(params\.yaml .*?)^```", read(README), re.S | re.M)
     found, folder = set(), ROOT
