@@ -59,6 +59,7 @@ bench: .venv models/base  ## speed beside the peers': scoring, training, the cho
 
 soak: .venv  ## faults on purpose in a throwaway clone, then property tests, calibrations and kills at length; over an hour
 	python -m benchmarks.faults --each 3 --least 100 --seed 0
+	python -m benchmarks.hostile --models 300 --rows 3000 --repositories 500 --seed 0
 	pytest --hypothesis-profile=soak tests/test_properties.py tests/test_chat.py tests/test_keys.py tests/test_schedule.py \
 		tests/test_calibration.py tests/test_resume.py tests/test_pipeline.py
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 import yaml
 
@@ -29,6 +30,7 @@ from benchmarks.faults import HEADER, Outcome
 from stages import verify
 
 SHOWN = 300  # characters of what went wrong
+Part = Callable[[Path, random.Random, int], Outcome]
 
 
 def main(
@@ -38,15 +40,11 @@ def main(
     seed: Annotated[int, typer.Option(help="of what is broken, and how")],
 ) -> None:
     """Try what is broken, and print what came of it."""
-    parts: list[Callable[[Path, random.Random], Outcome]] = [
-        lambda folder, draw: own_rows(folder, draw, rows),
-        lambda folder, draw: hostile_repositories(folder, draw, repositories),
-        lambda folder, draw: model_folders(folder, draw, models),
-    ]
+    parts: list[tuple[Part, int]] = [(own_rows, rows), (hostile_repositories, repositories), (model_folders, models)]
     outcomes = []
-    for part in parts:
+    for part, count in parts:
         with tempfile.TemporaryDirectory(prefix="hostile-") as scratch:
-            outcomes.append(part(Path(scratch).resolve(), random.Random(seed)))
+            outcomes.append(part(Path(scratch).resolve(), random.Random(seed), count))
             print(outcomes[-1].line())
     print("\n".join(["", HEADER, *(outcome.line() for outcome in outcomes)]))
     if wrong := [f"{outcome.part}: {text}" for outcome in outcomes for text in outcome.wrong]:
@@ -254,14 +252,15 @@ EDITS = (_an_output, _an_input, _a_hash, _a_listed_name, _a_command, _a_folder, 
 
 
 def model_folders(folder: Path, draw: random.Random, count: int) -> Outcome:
-    """Folders with a fault on top of up to two things that look like one and are none, given to `fetch`."""
+    """Folders of any precision, sound ones among them, or with a fault, given to `fetch`."""
     outcome, met = Outcome("models' folders"), Counter[str]()
     weights.fetch_model("random:2x64", "mini", folder / "downloads", folder / "whole")
     faulty = [name for name, fault in broken_models.FAULTS.items() if fault.says]
     for number in range(count):
         place, fault = folder / str(number), draw.choice([None, *faulty])
         name = fault or draw.choice(list(broken_models.PASSES))
-        said, error = _fetched(folder / "whole", name, place)
+        dtype = draw.choice([torch.float32, torch.float16, torch.bfloat16])
+        said, error = _fetched(folder / "whole", name, place, dtype)
         wanted = broken_models.FAULTS[name].says
         outcome.tried += 1
         wrong = [error] if error else []
@@ -279,8 +278,10 @@ def model_folders(folder: Path, draw: random.Random, count: int) -> Outcome:
     return outcome
 
 
-def _fetched(whole: Path, name: str, place: Path) -> tuple[str | None, str]:
-    broken = broken_models.broken(whole, name, place / "model")
+def _fetched(whole: Path, name: str, place: Path, dtype: torch.dtype) -> tuple[str | None, str]:
+    shutil.copytree(whole, place / "whole")
+    broken_models.tensors(place / "whole", lambda all_: {key: value.to(dtype) for key, value in all_.items()})
+    broken = broken_models.broken(place / "whole", name, place / "model")
     return attempt(lambda: weights.fetch_model(str(broken), "mini", place / "downloads", place / "base"))
 
 
