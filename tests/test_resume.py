@@ -1,6 +1,6 @@
 """Repeatable and resumable: runs that are killed, stopped, or shared by processes end with the undisturbed bytes.
 
-The stages run as processes of their own, by the commands of dvc.yaml on the tiny preset. `make test` kills five times;
+The stages run as processes of their own, by the commands of dvc.yaml on the tiny preset. `make test` kills four times;
 `make soak` kills each stage twenty times, at new moments.
 """
 
@@ -33,7 +33,9 @@ OUTPUTS = {
     "sft": ["models/sft", "metrics/sft.json", "metrics/curves/sft.csv"],
     "dpo": ["models/dpo", "metrics/dpo.json", "metrics/curves/dpo.csv"],
 }
-LONG = {"epochs": 8, "checkpoint_steps": 2}  # 24 steps
+LONG = {"epochs": 5, "checkpoint_steps": 2}  # 15 steps
+# 12 rows in steps of 5, 5 and 2: rows do not go round evenly. Dropout depends on which process draws it.
+UNEVEN = {"epochs": 4, "batch": 5, "per_device_batch": 2, "dropout": 0.0}
 ALONE = [sys.executable, "-m"]
 
 
@@ -214,7 +216,7 @@ def whole(sampled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def test_killed_at_any_moment_a_run_goes_on_and_ends_with_the_same_bytes(
     run: Callable[..., Run], whole: dict[str, Whole], soak: bool
 ) -> None:
-    kills, seed = {"sft": ["trains", "writes", "trains"], "dpo": ["trains", "imports"]}, 0
+    kills, seed = {"sft": ["trains", "writes"], "dpo": ["trains", "imports"]}, 0
     if soak:
         parts = ["trains", "trains", "imports", "trains", "writes"]
         kills, seed = dict.fromkeys(OUTPUTS, parts * 4), random.randrange(2**32)
@@ -414,32 +416,34 @@ def test_a_checkpoint_of_other_inputs_is_never_picked_up(
         assert run.last() == stopped["sft"].last()  # still there, for a run with its inputs
 
 
-def test_several_processes_train_what_one_trains_and_the_same_bytes_every_time(
-    run: Callable[..., Run], soak: bool
-) -> None:
-    # 12 rows in steps of 5, 5 and 2: rows do not go round evenly. Dropout depends on which process draws it.
-    uneven = {"batch": 5, "per_device_batch": 2, "dropout": 0.0}
+@pytest.fixture(scope="module")
+def alone(sampled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Runs of both stages by one process, at the same time, to their ends."""
+    folder = tmp_path_factory.mktemp("alone")
+    runs = {stage: Run(folder / stage, stage, ALONE, UNEVEN).prepare(sampled) for stage in OUTPUTS}
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Run.end, runs.values()))
+    return runs
 
+
+def test_several_processes_train_what_one_trains_and_the_same_bytes_every_time(
+    run: Callable[..., Run], alone: dict[str, Run], soak: bool
+) -> None:
     def two(stage: str) -> None:
-        one, many, again = (run(f"two {stage} {name}", stage, epochs=6, **uneven) for name in ("one", "many", "again"))
+        one, many, again = (run(f"two {stage} {name}", stage, **UNEVEN) for name in ("one", "many", "again"))
         many.launch = again.launch = [*pipeline.several(2), "-m"]
         _stopped(again, signal.SIGTERM, *PARENT)
         # What several processes began is not for one.
         (one.folder / "state").symlink_to(again.folder / "state")
-        _same_training(one, many, stage)
+        one.end()
         assert one.resumed() == 0
-        last = again.last()
-        again.end()
-        assert again.resumed() == last
-        assert again.left() == set()
-        assert again.written() == many.written()
+        _same_training(one, many, stage)
+        _goes_on(again, many)
 
     def three(stage: str) -> None:
-        one, many, again = (
-            run(f"three {stage} {name}", stage, epochs=4, **uneven) for name in ("one", "many", "again")
-        )
+        many, again = (run(f"three {stage} {name}", stage, **UNEVEN) for name in ("many", "again"))
         many.launch = again.launch = [*pipeline.several(3), "-m"]
-        _same_training(one, many, stage)
+        _same_training(alone[stage], many, stage)
         if soak:
             again.end()
             assert again.written() == many.written()
@@ -452,26 +456,31 @@ def test_several_processes_train_what_one_trains_and_the_same_bytes_every_time(
 
 @pytest.mark.parametrize("stage", OUTPUTS)
 def test_under_fsdp_a_run_trains_what_one_process_trains_goes_on_and_has_the_same_bytes_every_time(
-    stage: str, run: Callable[..., Run]
+    stage: str, run: Callable[..., Run], alone: dict[str, Run], soak: bool
 ) -> None:
-    uneven = {"batch": 5, "per_device_batch": 2, "dropout": 0.0}
-    one, many, again = (run(f"fsdp {stage} {name}", stage, epochs=4, **uneven) for name in ("one", "many", "again"))
+    many, again = (run(f"fsdp {stage} {name}", stage, **UNEVEN) for name in ("many", "again"))
     config = ["--config_file", str(pipeline.ROOT / "launch/fsdp.yaml")]
     many.launch = again.launch = [*pipeline.LAUNCH, *config, str(pipeline.ROOT / "tests/fsdp.py")]
-    _same_training(one, many, stage)
-    _stopped(again, signal.SIGTERM, *PARENT)
-    assert list(again.folder.glob("state/*/checkpoint-*/pytorch_model_fsdp.bin")), "FSDP's own, so it is FSDP"
+    _same_training(alone[stage], many, stage)
+    if stage == "dpo" or soak:  # which has SFT's adapter besides its own
+        _stopped(again, signal.SIGTERM, *PARENT)
+        assert list(again.folder.glob("state/*/checkpoint-*/pytorch_model_fsdp.bin")), "FSDP's own, so it is FSDP"
+        _goes_on(again, many)
+
+
+def _goes_on(again: Run, whole: Run) -> None:
+    """Run what was stopped to its end: nothing tells it from a run that was not."""
     last = again.last()
     again.end()
     assert again.resumed() == last
     assert again.left() == set()
-    assert again.written() == many.written()
+    assert again.written() == whole.written()
 
 
 def _same_training(one: Run, many: Run, stage: str) -> None:
-    """Run both to their ends: losses, figures and gradients agree, though sums are taken in another order."""
+    """Run many processes to their end: losses, figures and gradients are the one's, but for the order of sums."""
     # Adam hides a gradient of the wrong size, but not its norm, which is printed with four digits.
-    assert _norms(one.end()) == pytest.approx(_norms(many.end()), rel=1e-2)
+    assert _norms(one.printed()) == pytest.approx(_norms(many.end()), rel=1e-2)
     for column in {"sft": ["loss"], "dpo": ["loss", "reward_margin", "chosen_logps"]}[stage]:
         # A reply's log-probability is about -1,400 nats, to 1e-4 in float32; rewards are a tenth of differences.
         assert one.curve(column) == pytest.approx(many.curve(column), rel=1e-5, abs=1e-4)
