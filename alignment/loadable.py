@@ -21,7 +21,7 @@ WEIGHTS = "model*.safetensors"
 INDEX = "model.safetensors.index.json"
 TEMPLATE_TOKENS = ("<|im_start|>", "<|im_end|>")  # that chat.py writes where a vocabulary has them
 SHOWN = 3  # names that a refusal lists before it counts
-# What a folder from anywhere makes transformers and tokenizers raise; nothing of ours is called inside.
+# What a folder from anywhere makes transformers and PEFT raise.
 UNREADABLE = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
               TypeError, ValueError)  # fmt: skip
 
@@ -123,7 +123,7 @@ def tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
     try:
         words = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         found = words("a", add_special_tokens=False).input_ids
-    except UNREADABLE as error:
+    except Exception as error:  # tokenizers raises nothing narrower
         raise Refused(
             f"{name}: its tokenizer cannot be loaded ({_brief(error)}); wanted a tokenizer.json that belongs to the "
             "model; complete that folder, or choose another `model`"

@@ -191,6 +191,10 @@ TOKENIZERS = {
     "a tokenizer of nothing": Fault(
         lambda folder: files.write_json(folder / "tokenizer.json", {}), "its tokenizer cannot be loaded"
     ),
+    "a tokenizer of another schema": Fault(
+        lambda folder: files.write_json(folder / "tokenizer.json", {"added_tokens": [], "model": 5}),
+        "its tokenizer cannot be loaded",
+    ),
     "fewer rows than tokens": Fault(fewer_rows, "200 rows, and 60 of its tokenizer's tokens"),
     "added words": Fault(lambda folder: words(folder, "alignment"), "1 of its tokenizer's tokens.*'alignment' is 261"),
     "an end beyond": Fault(
