@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MINI = Path("data/mini")
 GITHUB = "https://raw.githubusercontent.com"
 DOWNLOADS = Path(".dvc/downloads")
+ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/")  # a path has lost the second slash
 SHOWN = 20  # names that a refusal lists before it counts
 
 
@@ -200,6 +201,21 @@ def refuse_secret(source: str) -> str:
             "Serve the mirror without one, or set `source` to the absolute path of a mirror folder"
         )
     return source
+
+
+def refuse_address(own: Path) -> Path:
+    """Pass on a path of a user's own file; of an address DVC would ask, and keep it with what it may hold.
+
+    Raises:
+        Refused: it is an address, which is not repeated.
+    """
+    if ADDRESS.match(str(own)):
+        raise Refused(
+            "the section `own` of params.yaml holds an address (`…://…`), wanted a file on this machine: download it, "
+            "and give its absolute path.\nIt is not repeated here. But params.yaml or the command line has it, and "
+            "DVC prints a stage's command: if it holds a password or a token, change what others could read there"
+        )
+    return own
 
 
 def holds_secret(source: str) -> bool:

@@ -44,7 +44,7 @@ def corpus(
     name: Annotated[str, typer.Option("--corpus", help="A dataset: a file of alignment/corpora/.")],
     out: Out,
     source: Source,
-    own: Annotated[Path, typer.Option(help="The file that the dataset `own` reads.")],
+    own: Annotated[Path, typer.Option(help="The file that the dataset `own` reads.", callback=sources.refuse_address)],
     downloads: Downloads,
 ) -> None:
     """A training set as it is published."""
@@ -74,7 +74,9 @@ def safety(
     sentences: Annotated[Sentences, typer.Option(help="`safenlp`, or `own`.")],
     out: Out,
     source: Source,
-    own: Annotated[Path, typer.Option(help="The file that `own` reads, in SafeNLP's schema.")],
+    own: Annotated[
+        Path, typer.Option(help="The file that `own` reads, in SafeNLP's schema.", callback=sources.refuse_address)
+    ],
     downloads: Downloads,
 ) -> None:
     """The sentences of the safety score."""

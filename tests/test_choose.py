@@ -109,6 +109,15 @@ def test_any_text_reaches_the_stages_as_one_word_or_is_refused(keys: tuple[str, 
         assert keys[-1] in str(refusal.value)
 
 
+@pytest.mark.parametrize("key", sorted(TINY["own"]))
+@pytest.mark.parametrize("address", ["http://me:secret@example.org/a.jsonl", "s3://bucket/a.jsonl?token=secret"])
+def test_an_address_for_a_user_s_file_is_refused_and_not_repeated(key: str, address: str, tmp_path: Path) -> None:
+    """DVC takes one for an input, asks it, and records it, also while `data` names another dataset."""
+    with pytest.raises(Refused, match=r"`own` .* wanted a file on this machine") as refusal:
+        run(tmp_path, TINY | {"own": TINY["own"] | {key: address}})
+    assert "secret" not in str(refusal.value)
+
+
 def test_a_user_s_file_is_fetched_whatever_its_path(tmp_path: Path) -> None:
     """By the command that DVC makes, through a shell, as DVC runs it."""
     mine = tmp_path / HOSTILE / "a b.jsonl"
