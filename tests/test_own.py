@@ -248,15 +248,28 @@ def test_a_file_that_cannot_be_read_is_refused_as_the_user_s_own(fault: FileFaul
     assert "your own mine.jsonl" in str(refused.value)
 
 
+@pytest.mark.parametrize("mark", ["train", "trained", "training", "loss"])
+@pytest.mark.parametrize("value", [False, 0, "false"])
+@pytest.mark.parametrize("column", ["messages", "completion"])
+def test_another_mark_of_a_turn_that_is_not_trained_is_no_column_without_a_use(
+    column: str, value: Any, mark: str
+) -> None:
+    turns = [{**reply("R"), mark: value}, user("Q"), reply("A")]
+    row = {"messages": [user("P"), *turns]} if column == "messages" else {"prompt": "P", "completion": turns}
+    with pytest.raises(Malformed, match=rf"in '{column}\[.\]\.{mark}', wanted `weight: 0` there"):
+        own.demonstration(row)
+    assert own.demonstration({"messages": [user("P"), {**reply("R"), mark: True}]})
+
+
 def test_columns_without_a_use_are_named_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        {**CHAT, "source": "x", "n": 0, "empty": [], "gone": None},
+        {**CHAT, "source": "x", "n": 0, "empty": [], "gone": None, "toxic": False},
         {"messages": [{**user("Q"), "name": "x"}, {**reply("A"), "weight": 1}], "prompt": "P", "id": "7"},
     ]
     (tmp_path / "mine.jsonl").write_bytes(broken_rows.lines(rows))
     assert reading(tmp_path, Role.demonstrations, malformed=0) == (2, {})
     said = capsys.readouterr().out
-    assert said == "own, demonstrations: passed over the columns id, messages' name, prompt, source\n"
+    assert said == "own, demonstrations: passed over the columns id, messages' name, prompt, source, toxic\n"
 
 
 # A new named corpus

@@ -5,7 +5,8 @@ Rows, conversational or plain text:
 "completion": …}` for demonstrations; `{"prompt": …, "chosen": …, "rejected": …}` for comparisons, where each value is
 text or a list of messages, with a number as `margin` if there is one. `chosen` and `rejected` may be whole
 conversations: what they share is the prompt, with the column `prompt` or without it. All assistant turns of a
-demonstration are trained but those of its `prompt` and those that have the `weight` 0, as OpenAI's files mark them. A
+demonstration are trained but those of its `prompt` and those that have the `weight` 0, as OpenAI's files mark them;
+another mark of such a turn (`train: false`) is malformed. A
 column that is null is as good as absent. Policy: everything is kept but empty turns, equal sides, conversations that
 end without a reply to train, and sides whose beginnings differ; other shapes are malformed, and so are what text cannot
 say (tools, reasoning, images and the like) and a `label` of good and bad replies. The log names all other columns,
@@ -40,6 +41,8 @@ NO_TEXT = {
     *("tools", "tool_calls", "functions", "function_call", "reasoning", "reasoning_content", "thinking"),
     *("image", "images", "video", "videos", "audio", "audios", "chat_template_kwargs"),
 }
+# How others mark a turn that is not trained; Axolotl's is `train`, this pipeline's tables have `trained`.
+MARKS = ("train", "trained", "training", "loss")
 LABELS = {"true", "false", "yes", "no", "0", "1", "good", "bad", "desirable", "undesirable", "chosen", "rejected"}
 
 
@@ -102,8 +105,13 @@ def passed_over(row: dict[str, Any], role: Role) -> set[str]:
     else:
         used, fields = {"messages"} if "messages" in row else {"prompt", "completion"}, {"role", "content", "weight"}
     messages = [message for name in used if isinstance(row.get(name), list) for message in row[name]]
-    inside = {name for message in messages for name, value in message.items() if _says(value)}
-    return {name for name, value in row.items() if _says(value)} - used | {f"messages' {n}" for n in inside - fields}
+    inside = {name for message in messages for name in _saying(message)}
+    return _saying(row) - used | {f"messages' {name}" for name in inside - fields}
+
+
+def _saying(holder: dict[str, Any]) -> set[str]:
+    """The names of what says something; so does a `false`."""
+    return {name for name, value in holder.items() if value is False or _says(value)}
 
 
 def _columns(row: Any) -> dict[str, Any]:
@@ -153,6 +161,9 @@ def _weighed(row: dict[str, Any], column: str, role: str) -> list[Message]:
     """The messages of a column, of which those of the weight 0 are not trained."""
     messages = _messages(row, column, role)
     for index, message in enumerate(row[column] if isinstance(row[column], list) else ()):
+        for mark in MARKS:
+            if message.get(mark) in (False, "false", "False"):  # 0 too
+                raise Malformed(f"found {brief(message[mark])} in '{column}[{index}].{mark}', wanted `weight: 0` there")
         weight = message.get("weight")
         if weight not in (None, 0, 1):
             raise Malformed(f"found {brief(weight)} in '{column}[{index}].weight', wanted 0 or 1")
