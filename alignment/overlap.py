@@ -18,6 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 WORD = re.compile(r"\w+")
+# Chinese and Japanese have no space between words, so each of their characters stands for itself: half a word, about.
+CHARACTERS = "\u3005\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+CHARACTER = re.compile(f"[{CHARACTERS}]")
+APART = re.compile(rf"[{CHARACTERS}]|[^\W{CHARACTERS}]+")
 SHORTEST = 8  # words; a shorter question is looked for together with its answer
 PROOF = 4  # words; a run of three proves nothing
 SHINGLE = 5  # words of the runs by which near duplicates are compared
@@ -30,7 +34,13 @@ Item = tuple[str, str]  # a benchmark, and the name of one of its items
 
 def normal(text: str) -> list[str]:
     """A text's words: compatibility forms, case, punctuation and space make no difference."""
-    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return (WORD if plain.isascii() else APART).findall(plain)
+
+
+def _parts(words: Sequence[str]) -> int:
+    """How many words as `normal` has them make one: two where more than half are single characters."""
+    return 1 + (2 * sum(map(bool, map(CHARACTER.match, words))) > len(words))
 
 
 def hashes(words: Iterable[str]) -> Hashes:
@@ -52,7 +62,8 @@ class Contamination:
 
     A row contains an item if they share a run of `ngram` words of the item's question and answer, or if it holds the
     whole of a shorter question. A question of less than `SHORTEST` words counts only together with its answer, and
-    not at all where it has none: "to find out more" is an item of ToxiGen.
+    not at all where it has none: "to find out more" is an item of ToxiGen. Of Chinese and Japanese twice as many
+    characters count.
 
     Args:
         items: for each benchmark, the name, the question and the answer of every item.
@@ -74,18 +85,20 @@ class Contamination:
         """The runs that give an item away, with their length."""
         asked, answered = normal(question), normal(answer)
         words = [*asked, *answered]
-        wanted = [asked] if SHORTEST <= len(asked) < self._ngram else []
-        if (len(asked) < SHORTEST and answered) or len(words) >= self._ngram:
+        parts = _parts(words)
+        longest, shortest = parts * self._ngram, parts * SHORTEST
+        wanted = [asked] if shortest <= len(asked) < longest else []
+        if (len(asked) < shortest and answered) or len(words) >= longest:
             wanted.append(words)
         for text in wanted:
-            length, numbers = max(runs(hashes(text), self._ngram), key=lambda run: run[0])
-            if length >= PROOF:
+            length, numbers = max(runs(hashes(text), longest), key=lambda run: run[0])
+            if length >= parts * PROOF:
                 yield length, numbers
 
     def __call__(self, words: Hashes) -> list[Item]:
         """The items that a text contains, by the hashes of its words, sorted."""
         found: set[int] = set()
-        for length, numbers in runs(words, self._ngram):
+        for length, numbers in runs(words, max(self._known, default=0)):
             if length in self._known:
                 known, items = self._known[length]
                 first = np.searchsorted(known, numbers)
@@ -114,8 +127,12 @@ def telling(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str, str]]:
     for number, columns in enumerate(found):
         own = [(name, text) for name, texts in columns.items() for text in texts if text not in common]
         yield from ((number, text, "") for _, text in own)
-        short = [(name, text) for name, text in own if len(normal(text)) < SHORTEST]
+        short = [(name, text) for name, text in own if _is_short(normal(text))]
         yield from ((number, text, after) for name, text in short for other, after in short if name != other)
+
+
+def _is_short(words: Sequence[str]) -> bool:
+    return len(words) < _parts(words) * SHORTEST
 
 
 def _texts(value: Any) -> Iterator[str]:

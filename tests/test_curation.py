@@ -322,7 +322,9 @@ def test_short_texts_have_a_signature_of_all_their_words() -> None:
         ("it’s", "it's", True),
         ("a\n\tb", " A, b.", True),
         ("1.5", "15", False),
-        ("你好 世界", "你好世界", False),
+        ("你好 世界", "你好世界。", True),
+        ("ソフトウェア", "ｿﾌﾄｳｪｱ", True),
+        ("한국 어", "한국어", False),
     ],
 )
 def test_normal(one: str, other: str, equal: bool) -> None:
@@ -429,6 +431,28 @@ SCIQ = {
 )
 def test_the_items_of_a_task_whose_columns_nobody_named_are_found(text: str, found: list[int]) -> None:
     texts = [(str(number), *pair) for number, *pair in overlap.telling([OPENBOOKQA, SCIQ])]
+    assert contamination({"other": texts}, text) == [("other", str(number)) for number in found]
+
+
+CHINESE = [
+    {"question": "下列关于光合作用的说法，正确的是哪一项？", "A": "只在夜间进行", "B": "释放氧气", "answer": "B"},
+    {"question": "下列说法中，正确的是哪一项？", "A": "鲸是鱼", "B": "蝙蝠属于哺乳动物", "answer": "B"},
+    {"question": "《红楼梦》的作者是谁？", "A": "曹雪芹", "B": "罗贯中", "answer": "A"},
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("老师问：下列关于光合作用的说法正确的是哪一项", [0]),
+        ("请回答《红楼梦》的作者是谁？曹雪芹", [2]),
+        ("下列说法中，正确的是哪一项？B 蝙蝠会飞", []),
+        ("曹雪芹和罗贯中都是作家", []),
+        ("《红楼梦》的作者是谁，我不知道", []),
+    ],
+)
+def test_items_in_a_script_without_spaces_are_found_inside_a_text(text: str, found: list[int]) -> None:
+    texts = [(str(number), *pair) for number, *pair in overlap.telling(CHINESE)]
     assert contamination({"other": texts}, text) == [("other", str(number)) for number in found]
 
 
