@@ -88,7 +88,7 @@ def more(entries: str) -> dict[str, Repository]:
     """Benchmarks that a user names, by task: entries `task=owner/name@revision:files`, apart by spaces.
 
     Raises:
-        Refused: an entry has another form, or names a benchmark that is pinned here.
+        Refused: an entry has another form, or names a benchmark that is pinned here, or one task twice.
     """
     found: dict[str, Repository] = {}
     for entry in entries.split():
@@ -99,5 +99,10 @@ def more(entries: str) -> dict[str, Repository]:
                 f"besides {', '.join(BENCHMARKS)}, as task=owner/name@revision:files-of-its-scored-split"
             )
         task, name, revision, pattern = match.groups()
+        if task in found:
+            raise Refused(
+                f"`more_benchmarks` in params.yaml has {task} twice, wanted one entry a task; a pattern with * names "
+                "several files of its scored split"
+            )
         found[task] = Repository(name, revision, (pattern,), UNSTATED)
     return found

@@ -54,6 +54,7 @@ def test_only_the_names_of_datasets_change_with_the_parameters(tmp_path: Path) -
         ({"preferences": "lima"}, "the dataset 'lima' has no comparisons.\nsets that have them: hh, own, shp"),
         ({"dpo": TINY["dpo"] | {"loss": "kto"}}, "dpo.loss: 'kto' is not one of"),
         ({"eval": TINY["eval"] | {"items": ["boolq=3"]}}, "eval.items has 'boolq=3', wanted a task"),
+        ({"more_benchmarks": "sciq=a/b@c:test sciq=a/b@c:train"}, "`more_benchmarks` in params.yaml has sciq twice"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_written(change: dict[str, Any], said: str, tmp_path: Path) -> None:
