@@ -70,6 +70,13 @@ def above_zero(value: float) -> float:
     return value
 
 
+def below_one(value: float) -> float:
+    """Have an option refuse 1, which a bound of Typer's allows."""
+    if value >= 1:
+        raise typer.BadParameter("wanted less than 1")
+    return value
+
+
 def parser(*mains: Callable[..., Any]) -> Any:
     """What reads the command line of `mains`: one is the command itself, several are its subcommands."""
     app = typer.Typer(context_settings=FLAGS, add_completion=False, pretty_exceptions_enable=False)

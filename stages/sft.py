@@ -35,7 +35,7 @@ def main(
     warmup: Annotated[float, typer.Option(help="share of steps before the peak", min=0, max=1)],
     rank: Annotated[int, typer.Option(help="LoRA rank", min=1)],
     alpha: Annotated[int, typer.Option(help="LoRA alpha; updates are scaled by alpha / rank", min=1)],
-    dropout: Annotated[float, typer.Option(help="LoRA dropout", min=0, max=1)],
+    dropout: Annotated[float, typer.Option(help="LoRA dropout", min=0, callback=command.below_one)],
     checkpoint_steps: Annotated[int, typer.Option(help="steps between checkpoints", min=1)],
     gradient_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")],
     per_device_batch: Annotated[int, typer.Option(help="long rows a forward pass has room for", min=1)],

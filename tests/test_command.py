@@ -16,7 +16,7 @@ from typer import BadParameter
 from typer.exceptions import TyperException
 
 from alignment import command
-from stages import dpo, fetch
+from stages import dpo, fetch, sft
 
 ROOT = Path(__file__).parents[1]
 
@@ -221,3 +221,9 @@ def test_a_value_that_no_run_can_have_is_refused_by_the_stage(option: str, value
     with pytest.raises(BadParameter, match=re.escape(said)) as refusal:
         command.parser(dpo.main).make_context("dpo", [*"abcdef", f"--{option}", value])
     assert refusal.value.param and refusal.value.param.name == option
+
+
+@pytest.mark.parametrize("value", ["1", "1.0", "2"])
+def test_a_dropout_that_leaves_nothing_to_train_is_refused(value: str) -> None:
+    with pytest.raises(BadParameter, match=f"found '{value}': wanted less than 1"):
+        command.parser(sft.main).make_context("sft", [*"abcde", "--dropout", value])
