@@ -49,7 +49,7 @@ def main(
         float, typer.Option(help="how strongly the policy is held to its reference", callback=command.above_zero)
     ],
     loss: Annotated[Loss, typer.Option(help="the loss")],
-    learning_rate: Annotated[float, typer.Option(help="peak learning rate", min=0)],
+    learning_rate: Annotated[float, typer.Option(help="peak learning rate", callback=command.above_zero)],
     budget: Annotated[Budget, typer.Option(help="what says how long training is")],
     epochs: Annotated[int, typer.Option(help="budget epochs: passes over the rows", min=1)],
     batch: Annotated[int, typer.Option(help="budget epochs: comparisons an optimiser step, over all devices", min=1)],

@@ -26,7 +26,7 @@ def main(
     out: Annotated[Path, typer.Argument(help="the adapter's folder")],
     metrics: Annotated[Path, typer.Argument(help="metrics, as JSON")],
     curve: Annotated[Path, typer.Argument(help="the loss by step, as CSV")],
-    learning_rate: Annotated[float, typer.Option(help="peak learning rate", min=0)],
+    learning_rate: Annotated[float, typer.Option(help="peak learning rate", callback=command.above_zero)],
     budget: Annotated[Budget, typer.Option(help="what says how long training is")],
     epochs: Annotated[int, typer.Option(help="budget epochs: passes over the rows", min=1)],
     batch: Annotated[int, typer.Option(help="budget epochs: rows an optimiser step, over all devices", min=1)],

@@ -53,6 +53,7 @@ def test_only_the_names_of_datasets_change_with_the_parameters(tmp_path: Path) -
         ),
         ({"preferences": "lima"}, "the dataset 'lima' has no comparisons.\nsets that have them: hh, own, shp"),
         ({"dpo": TINY["dpo"] | {"loss": "kto"}}, "dpo.loss: 'kto' is not one of"),
+        ({"dpo": TINY["dpo"] | {"learning_rate": 0.0}}, "dpo.learning_rate: found '0.0': wanted more than 0"),
         ({"eval": TINY["eval"] | {"items": ["boolq=3"]}}, "eval.items has 'boolq=3', wanted a task"),
         ({"more_benchmarks": "sciq=a/b@c:test sciq=a/b@c:train"}, "`more_benchmarks` in params.yaml has sciq twice"),
     ],
