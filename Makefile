@@ -41,6 +41,9 @@ check: .venv  ## format, lint, types, the workflow's schema
 	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/study.yml
 
 preset:  ## params.yaml becomes a preset; `git stash push params.yaml` returns and keeps it
+	@if test -e params.yaml && ! git diff --quiet HEAD -- params.yaml && \
+		! for each in presets/*.yaml; do cmp -s $$each params.yaml && break; done; then \
+		echo 'params.yaml has edits that no commit has: commit them, or `git stash push params.yaml` keeps them' >&2; exit 1; fi
 	cp presets/$(PRESET).yaml params.yaml
 
 doctor: .venv  ## before a long run: can this machine, this checkout and its sources do what params.yaml says?

@@ -54,3 +54,23 @@ def test_another_lock_is_installed(checkout: Path) -> None:
     os.utime(checkout / "requirements.lock", (2**31 - 1, 2**31 - 1))
     assert make(checkout, ".venv").returncode == 0
     assert (checkout / "log").read_text() == 2 * "installed\n"
+
+
+def test_a_preset_does_not_take_the_place_of_edits_that_no_commit_has(checkout: Path) -> None:
+    (checkout / "presets").mkdir()
+    for name in ("paper", "tiny"):
+        (checkout / f"presets/{name}.yaml").write_text(f"seed: {name}\n")
+    params = checkout / "params.yaml"
+    params.write_text("seed: 0\n")
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "first"]):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        subprocess.run(["git", *identity, *words], cwd=checkout, check=True)
+    for name in ("tiny", "paper", "paper"):  # nothing is lost of what was committed, nor of a preset
+        assert make(checkout, "preset", f"PRESET={name}").returncode == 0
+        assert params.read_text() == f"seed: {name}\n"
+    params.write_text("seed: 5\n")
+    ended = make(checkout, "preset", "PRESET=tiny")
+    assert ended.returncode and "`git stash push params.yaml` keeps them" in ended.stderr
+    assert params.read_text() == "seed: 5\n"
+    params.unlink()
+    assert make(checkout, "preset", "PRESET=tiny").returncode == 0
