@@ -144,8 +144,8 @@ class Revision:
         entries = self.stages[stage].get(kind, [])
         if lacking := [entry["path"] for entry in entries if "md5" not in entry]:
             raise Refused(
-                f"{self.name}: dvc.lock has no md5 of {', '.join(map(repr, lacking))} ({kind} of {stage}), wanted files "
-                "of this machine: download what is an address; else dvc.lock was edited, and `dvc repro` mends it"
+                f"{self.name}: dvc.lock has no md5 of {', '.join(map(repr, lacking))} ({kind} of {stage}), wanted "
+                "files of this machine: download what is an address; else dvc.lock was edited, and `dvc repro` mends it"
             )
         return {entry["path"]: entry["md5"] for entry in entries}
 
