@@ -9,6 +9,7 @@ REVS ?= workspace
 STAGES ?=
 BASELINE ?= base
 BASE ?= main
+export BASE # a branch's name is somebody else's: neither make nor the shell reads it as a command
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -29,7 +30,7 @@ compare: .venv  ## commits, branches, experiments or the workspace side by side,
 	python -m stages.compare $(REVS) --baseline "$(BASELINE)" --out metrics/study.md
 
 diff: .venv  ## what the workspace changes from BASE, each metric with its test; fails where one fell for certain
-	python -m stages.diff $(BASE) --out metrics/diff.md
+	python -m stages.diff "$$BASE" --out metrics/diff.md
 
 test: .venv  ## every test, by two processes of one thread each
 	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
