@@ -31,7 +31,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"data": "own", "version": 2.0},
     ]
     folder = studies.repository(tmp_path_factory.mktemp("diff"), variants)
-    for name in ("Makefile", workflow.PATH):
+    for name in ("Makefile", workflow.PATH, "metrics/report.md"):  # which `make repro` shows at its end
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     (folder / "requirements.lock").touch()
