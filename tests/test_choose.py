@@ -40,6 +40,7 @@ def test_only_the_names_of_datasets_change_with_the_parameters(tmp_path: Path) -
     first = run(tmp_path, TINY)
     assert (first["demonstrations.name"], first["comparisons.name"]) == ("lima\n", "hh\n")
     assert run(tmp_path, TINY | {"seed": 7, "dpo": TINY["dpo"] | {"beta": 0.5}}) == first
+    assert run(tmp_path, TINY | {"study": TINY["study"] | {"matched": []}}) == first
     other = run(tmp_path, TINY | {"data": "orca"})
     assert {name for name in first if first[name] != other[name]} == {"demonstrations.name"}
 
