@@ -77,7 +77,9 @@ def test_a_preset_does_not_take_the_place_of_edits_that_no_commit_has(checkout: 
     assert make(checkout, "preset", "PRESET=tiny").returncode == 0
 
 
-@pytest.mark.parametrize("name", ["$(shell touch planted)", "$(touch planted)", "`touch planted`", "main;touch planted"])
+@pytest.mark.parametrize(
+    "name", ["$(shell touch planted)", "$(touch planted)", "`touch planted`", "main;touch planted"]
+)
 def test_a_branch_s_name_is_no_command(name: str, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASE", name)
     made = make(checkout, "diff")

@@ -196,7 +196,9 @@ def test_a_mirror_that_lacks_a_file_is_refused_with_what_is_there(fresh: Path, t
     shutil.copytree(fresh / "data/mini", tmp_path / "mirror")
     (tmp_path / "mirror/baber/piqa/piqa_validation.parquet").unlink()
     (tmp_path / "mirror/baber/piqa/piqa_test.parquet").touch()
-    printed = dvc(fresh, "exp", "run", "fetch@benchmarks", "--set-param", f"source={tmp_path / 'mirror'}", code=255)
+    printed = dvc(
+        fresh, "exp", "run", "fetch-benchmarks@items", "--set-param", f"source={tmp_path / 'mirror'}", code=255
+    )
     assert "nothing matches 'piqa_validation.parquet'" in printed
     assert "piqa_test.parquet" in printed
 
