@@ -136,18 +136,8 @@ class Revision:
         )
 
     def hashes(self, stage: str, kind: str) -> dict[str, str]:
-        """The md5 of each of a stage's `deps` or `outs`, by path.
-
-        Raises:
-            Refused: dvc.lock has none of one, as of an address, of which DVC keeps the ETag.
-        """
-        entries = self.stages[stage].get(kind, [])
-        if lacking := [entry["path"] for entry in entries if "md5" not in entry]:
-            raise Refused(
-                f"{self.name}: dvc.lock has no md5 of {', '.join(map(repr, lacking))} ({kind} of {stage}), wanted "
-                "files of this machine: download what is an address; else dvc.lock was edited, and `dvc repro` mends it"
-            )
-        return {entry["path"]: entry["md5"] for entry in entries}
+        """The md5 of each of a stage's `deps` or `outs`, by path."""
+        return {entry["path"]: entry["md5"] for entry in self.stages[stage].get(kind, [])}
 
     def versions(self, stage: str) -> dict[str, str]:
         """The versions of the libraries that a stage's result rests on."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from clones import ENVIRONMENT, change, dvc, git
 
 from alignment.command import Refused
@@ -96,13 +95,3 @@ def test_a_dvc_lock_without_stages_is_one_of_which_nothing_was_run(study: Path) 
     Path("dvc.lock").write_text("schema: '2.0'\n")
     with pytest.raises(Refused, match=r"dvc\.lock does not record make, end"):
         Records()
-
-
-def test_an_address_in_dvc_lock_is_refused_by_its_name(study: Path) -> None:
-    """DVC keeps the ETag of one that dvc.yaml names, and no md5."""
-    lock = Path("dvc.lock")
-    recorded = yaml.safe_load(lock.read_text())
-    recorded["stages"]["make"]["deps"].append({"path": "http://localhost/a.txt", "etag": "1"})
-    lock.write_text(yaml.safe_dump(recorded))
-    with pytest.raises(Refused, match=r"dvc\.lock has no md5 of 'http://localhost/a\.txt' \(deps of make\)"):
-        verify.main(None)
