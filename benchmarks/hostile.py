@@ -65,6 +65,13 @@ def attempt(act: Callable[[], Any]) -> tuple[str | None, str]:
     return None, ""
 
 
+def tally(outcome: Outcome, what: str, wrong: list[str]) -> None:
+    """Count one input, and keep what was not as promised."""
+    outcome.tried += 1
+    outcome.recovered += not wrong
+    outcome.wrong += [f"{what}: {text}" for text in wrong]
+
+
 # A user's own rows
 
 
@@ -74,7 +81,6 @@ def own_rows(folder: Path, draw: random.Random, count: int) -> Outcome:
     for number in range(count):
         place = folder / str(number)
         place.mkdir()
-        outcome.tried += 1
         if draw.random() < 0.1:
             damaged = draw.choice(broken_rows.FILE_FAULTS)
             name, wrong = damaged.name, _damaged_file(place, damaged, draw)
@@ -82,8 +88,7 @@ def own_rows(folder: Path, draw: random.Random, count: int) -> Outcome:
             fault = draw.choice(broken_rows.faults())
             name, wrong = fault.name, _faulty_row(place, fault, draw)
         met[name] += 1
-        outcome.recovered += not wrong
-        outcome.wrong += [f"{name}: {text}" for text in wrong]
+        tally(outcome, name, wrong)
         shutil.rmtree(place)
     outcome.remarks = f"{len(met)} kinds of faults"
     return outcome
@@ -108,7 +113,7 @@ def _faulty_row(place: Path, fault: broken_rows.Fault, draw: random.Random) -> l
     wrong = [] if found["dropped"] == {cause: 1} else [f"dropped {found['dropped']}, wanted one {cause}"]
     if found["used"] != found["rows"] - 1:
         wrong.append(f"{found['used']} of {found['rows']} rows used")
-    if cause is Cause.malformed and not isinstance(fault.wanted, Cause):
+    if not isinstance(fault.wanted, Cause):
         said, error = attempt(lambda: _use(path, place / "raw-again", fault.role, 0))
         wanted = (f"{path.name}:{at}: found ", fault.wanted, f"your own {path.name}")
         wrong += [f"{error or said} lacks {text!r}" for text in wanted if text not in (said or "")]
@@ -119,13 +124,8 @@ def _use(path: Path, raw: Path, role: Role, malformed: int) -> dict[str, Any]:
     """Fetch a file of the user's and parse its rows, as `fetch` and `sample` do."""
     sources.fetch_own(path, raw)
     with scan.reading(Policy("own", role, raw, 0, 0, 0.2, malformed), lambda: len) as reader:
-        keys, read, dropped = reader.keys()
-    return {
-        "used": len(keys),
-        "rows": read,
-        "dropped": dict(dropped),
-        "listed": len(list(records.rows(raw / path.name))),
-    }
+        keys, _, dropped = reader.keys()
+    return {"used": len(keys), "rows": len(list(records.rows(raw / path.name))), "dropped": dict(dropped)}
 
 
 # Repositories
@@ -150,14 +150,12 @@ def hostile_repositories(folder: Path, draw: random.Random, count: int) -> Outco
             before = _around(sandbox)
             said, error = attempt(lambda: verify.main(draw.choice([None, ["make"], ["end"]])))
             after = _around(sandbox)
-        outcome.tried += 1
         wrong = [error] if error else []
         wrong += [f"{name} was touched" for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
         if said and re.search(r"rm -rf? (/|\.\.)", said):
             wrong.append(f"it is advised to remove what lies outside: {said[:SHOWN]}")
         said_of["refused" if said and "exit code" not in said else "compared" if said else "reproduced"] += 1
-        outcome.recovered += not wrong
-        outcome.wrong += [f"{' and '.join(edits)}: {text}" for text in wrong]
+        tally(outcome, " and ".join(edits), wrong)
         shutil.rmtree(sandbox)
     outcome.remarks = ", ".join(f"{count} {how}" for how, count in sorted(said_of.items()))
     return outcome
@@ -262,7 +260,6 @@ def model_folders(folder: Path, draw: random.Random, count: int) -> Outcome:
         dtype = draw.choice([torch.float32, torch.float16, torch.bfloat16])
         said, error = _fetched(folder / "whole", name, place, dtype)
         wanted = broken_models.FAULTS[name].says
-        outcome.tried += 1
         wrong = [error] if error else []
         if not error and bool(said) != bool(wanted):
             wrong.append(said or "passed")
@@ -271,8 +268,7 @@ def model_folders(folder: Path, draw: random.Random, count: int) -> Outcome:
         if said and (place / "base").exists():
             wrong.append("refused, and left an output")
         met[name] += 1
-        outcome.recovered += not wrong
-        outcome.wrong += [f"{name}: {text}" for text in wrong]
+        tally(outcome, name, wrong)
         shutil.rmtree(place)
     outcome.remarks = f"{len(met)} kinds"
     return outcome
