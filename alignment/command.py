@@ -5,6 +5,7 @@ one message with exit code 1, works without the network, and ends with the proce
 """
 
 import ctypes
+import gc
 import io
 import math
 import os
@@ -105,6 +106,8 @@ def run(*mains: Callable[..., Any], offline: bool = True) -> None:
     if offline:
         go_offline()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # Imports make two million objects and no garbage; Python would look for some after every 700 of them.
+    gc.set_threshold(50_000, 50, 50)
     # TRL's configuration and PEFT's models still use a name that transformers is giving up.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     _keep_pages()
