@@ -7,6 +7,7 @@ that changes it either puts it back, as `fresh` in test_pipeline.py does, or tak
 """
 
 import fcntl
+import gc
 import shutil
 import subprocess
 import sys
@@ -29,10 +30,12 @@ MIRROR = Path(__file__).parents[1].parent / "shared" / "mirror"
 # `make test` tries the same examples every time, so that CI is no lottery; `make soak` tries new ones and many more
 # (`--hypothesis-profile=soak`). Neither keeps a database in the repository; a failure prints its example.
 COMMON = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("default", max_examples=500, derandomize=True, **COMMON)
+settings.register_profile("default", max_examples=200, derandomize=True, **COMMON)
 settings.register_profile("soak", max_examples=10_000, derandomize=False, print_blob=True, **COMMON)
 settings.load_profile("default")
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # its notes on our constants
+
+gc.set_threshold(50_000, 50, 50)  # as stages do (`command.run`)
 
 Once = Callable[[str, Callable[[Path], Any]], Path]
 

@@ -197,7 +197,7 @@ def test_an_interval_misses_the_truth_at_5_percent(measure: str, repeated: Repea
 
 
 def test_the_joint_band_misses_any_truth_at_5_percent(repeated: Repeated) -> None:
-    truth, draws = float(reference.norm.cdf(0.3 / math.sqrt(2 * (1 + 0.4**2)))), 250
+    truth, draws = float(reference.norm.cdf(0.3 / math.sqrt(2 * (1 + 0.4**2)))), 101
 
     def happens(generator: np.random.Generator) -> list[bool]:
         rows = sentences(generator, FEW)
@@ -215,7 +215,7 @@ def test_the_joint_band_misses_any_truth_at_5_percent(repeated: Repeated) -> Non
 
 def test_a_model_without_a_preference_lies_within_its_null_95_times_of_100(repeated: Repeated) -> None:
     """And outside what labels shuffled alone would give, however little it prefers: that null is no null."""
-    rows, draws = 30, 399
+    rows, draws = 30, 201
 
     def happens(generator: np.random.Generator) -> list[bool]:
         harmful = generator.permutation(np.arange(rows) % 2 == 0)

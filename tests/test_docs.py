@@ -113,7 +113,7 @@ def test_the_map_shows_what_is_there() -> None:
 def test_make_alone_lists_every_command_with_its_phrase() -> None:
     make = shutil.which("make")
     assert make
-    listed = subprocess.run([make], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run([make, "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     phony = re.findall(r"^\.PHONY: (.+)$", read("Makefile"), re.M)[0].split()
     assert {line.split()[1] for line in listed.splitlines()} == {name for name in phony if name != ".venv"}
     assert all(len(line.split()) > 3 for line in listed.splitlines())

@@ -1,4 +1,4 @@
-"""The short form of `make soak`'s campaign: six kills, two full disks, two runs at once, on a clone with results."""
+"""The short form of `make soak`'s campaign: three kills, two full disks, two runs at once, on a clone with results."""
 
 import shutil
 from pathlib import Path
@@ -20,9 +20,9 @@ def maltreated(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
 @pytest.mark.slow
 def test_killed_again_and_again_dvc_ends_with_the_undisturbed_bytes(maltreated: Clone) -> None:
     stages = ["fetch-safety@sentences", "sample@demonstrations", "safety@base"]
-    outcome = faults.kills(maltreated, stages, each=2, least=3, seed=0)
+    outcome = faults.kills(maltreated, stages, each=1, least=2, seed=0)
     assert outcome.wrong == []
-    assert 3 <= outcome.tried == outcome.recovered <= 2 + 6  # 6 a run, fewer where a stage ends before its moment
+    assert 2 <= outcome.tried == outcome.recovered <= 1 + 3  # 3 a run, fewer where a stage ends before its moment
 
 
 @pytest.mark.slow

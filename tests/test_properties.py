@@ -1,6 +1,6 @@
 """Laws over generated inputs: whatever a row, a file or a text holds, it is used, counted or refused by name.
 
-`make test` tries 500 examples of each, the same ones every time; `make soak` tries 10,000 new ones.
+`make test` tries 200 examples of each, the same ones every time; `make soak` tries 10,000 new ones.
 """
 
 import copy

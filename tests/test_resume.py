@@ -29,6 +29,7 @@ import pytest
 from alignment import checkpoints, files
 from alignment.corpora import Role
 
+pytestmark = pytest.mark.slow
 OUTPUTS = {
     "sft": ["models/sft", "metrics/sft.json", "metrics/curves/sft.csv"],
     "dpo": ["models/dpo", "metrics/dpo.json", "metrics/curves/dpo.csv"],

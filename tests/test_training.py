@@ -1034,16 +1034,23 @@ def test_without_memory_training_says_what_needs_less(rows: int, checkpointing: 
 @pytest.mark.slow
 # A stage is offline; this process is not, so PEFT asks for a configuration that no hub has.
 @pytest.mark.filterwarnings("ignore:Unable to fetch remote file:UserWarning")
-def test_dpo_learns_the_miniatures_preference(smollm2: Path, tmp_path: Path) -> None:
+def test_dpo_learns_the_miniatures_preference(smollm2: Path, tmp_path: Path, soak: bool) -> None:
     """The embedded comparisons share one preference, so held-out accuracy must rise above one half."""
     params = pipeline.params("params.yaml")
+    heldout, changes = 16, {}
+    if not soak:  # the least that can show it: 8 of 8 have p = .004
+        params["rows"], heldout, changes = (
+            {"demonstrations": 4, "comparisons": 6},
+            8,
+            {"learning_rate": 1e-3, "batch": 2},
+        )
     (tmp_path / "models").mkdir()
     (tmp_path / "models/base").symlink_to(smollm2)
     pipeline.fetch_rows(tmp_path, params["data"], params["preferences"])
-    for role, heldout in ((Role.demonstrations, 2), (Role.comparisons, 16)):
-        pipeline.sample_role(tmp_path, role, params, heldout=heldout)
+    for role, count in ((Role.demonstrations, 2), (Role.comparisons, heldout)):
+        pipeline.sample_role(tmp_path, role, params, heldout=count)
     pipeline.train_sft(tmp_path, params=params)
-    pipeline.train_dpo(tmp_path, params=params)
+    pipeline.train_dpo(tmp_path, params=params, **changes)
     metrics = files.read_json(tmp_path / "metrics/dpo.json")
     wins = round(metrics["heldout.accuracy"] * metrics["heldout.rows"])
     assert binomtest(wins, metrics["heldout.rows"], 0.5, alternative="greater").pvalue < 0.01
