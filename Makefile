@@ -19,18 +19,18 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 repro: .venv  ## rebuild what has changed, and show the answer
-	@python -m stages.fetched params.yaml
+	@python -m commands.fetched params.yaml
 	dvc repro $(REPRO)
 	@python -m commands.show
 
 study: .venv  ## every variant of params.yaml's section `study` that is missing, as experiments; then side by side
-	python -m stages.study params.yaml
+	python -m commands.study params.yaml
 
 compare: .venv  ## commits, branches, experiments or the workspace side by side, with paired tests; into metrics/study.md
-	python -m stages.compare $(REVS) --baseline "$(BASELINE)" --out metrics/study.md
+	python -m commands.compare $(REVS) --baseline "$(BASELINE)" --out metrics/study.md
 
 diff: .venv  ## what the workspace changes from BASE, each metric with its test; fails where one fell for certain
-	python -m stages.diff "$$BASE" --out metrics/diff.md
+	python -m commands.diff "$$BASE" --out metrics/diff.md
 
 test: .venv  ## every test, by two processes of one thread each
 	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
@@ -48,10 +48,10 @@ preset:  ## params.yaml becomes a preset; `git stash push params.yaml` returns a
 	cp presets/$(PRESET).yaml params.yaml
 
 doctor: .venv  ## before a long run: can this machine, this checkout and its sources do what params.yaml says?
-	python -m stages.doctor params.yaml
+	python -m commands.doctor params.yaml
 
 export: .venv  ## a merged Hugging Face folder of models/$(CHECKPOINT) in models/export/
-	python -m stages.export models/base models/$(CHECKPOINT) models/export/$(CHECKPOINT) metrics
+	python -m commands.export models/base models/$(CHECKPOINT) models/export/$(CHECKPOINT) metrics
 
 bench: .venv models/base  ## speed beside the peers': scoring, training, the choice of rows; about an hour on two cores
 	python -m benchmarks.speed models/base --source $(SOURCE) --shape none --dtype float32 --device cpu \
@@ -62,8 +62,8 @@ bench: .venv models/base  ## speed beside the peers': scoring, training, the cho
 		--sizes 100000 --sizes 1000000 --sizes 4233923 --wanted 100000
 
 soak: .venv  ## faults on purpose in a throwaway clone, then property tests, calibrations and kills at length; over an hour
-	python -m benchmarks.faults --each 3 --least 100 --seed 0
-	python -m benchmarks.hostile --models 300 --rows 3000 --repositories 500 --seed 0
+	python -m soak.faults --each 3 --least 100 --seed 0
+	python -m soak.hostile --models 300 --rows 3000 --repositories 500 --seed 0
 	pytest --hypothesis-profile=soak tests/test_properties.py tests/test_chat.py tests/test_keys.py tests/test_schedule.py \
 		tests/test_calibration.py tests/test_resume.py tests/test_pipeline.py
 
@@ -71,7 +71,7 @@ agree: .venv models/base  ## our log-likelihoods against lm-eval's own class; ab
 	python -m benchmarks.agree models/base --source $(SOURCE) --items 225 --token-budget 512
 
 verify: .venv  ## is every recorded byte still there, and do STAGES (all that need no network) give the same again?
-	python -m stages.verify $(STAGES)
+	python -m commands.verify $(STAGES)
 
 models/base:
 	dvc repro fetch@model

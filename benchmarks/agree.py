@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignment import command, evaluation, models, perplexity
-from alignment.benchmarks import BENCHMARKS
-from alignment.chat import Text
-from alignment.models import Dtype
+from alignment.models import loading
+from alignment.models.chat import Text
+from alignment.models.loading import Dtype
+from alignment.runtime import command
+from alignment.scoring.benchmarks import evaluation
+from alignment.scoring.benchmarks.tasks import BENCHMARKS
+from alignment.scoring.safety import perplexity
 from benchmarks import peers
 
 if TYPE_CHECKING:
@@ -40,9 +43,9 @@ def main(
     token_budget: Annotated[int, typer.Option(help="tokens a forward pass of ours", min=1)],
 ) -> None:
     """Compare every log-likelihood and every choice."""
-    tokenizer, model = models.tokenizer(base), models.load_base(base, Dtype.float32, "cpu")
+    tokenizer, model = loading.tokenizer(base), loading.load_base(base, Dtype.float32, "cpu")
     ours, theirs = evaluation.scorer(model, tokenizer, token_budget), peers.lm_eval_class(model, tokenizer, 1)
-    exact = models.load_base(base, Dtype.float32, "cpu").double()
+    exact = loading.load_base(base, Dtype.float32, "cpu").double()
     wrong = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = peers.fetch(source, Path(scratch) / "raw")

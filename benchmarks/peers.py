@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment import evaluation, perplexity, pins, sentences, sources
-from alignment.benchmarks import BENCHMARKS
-from alignment.chat import Text
-from alignment.evaluation import Part
+from alignment.fetching import pins, repositories
+from alignment.models.chat import Text
+from alignment.scoring.benchmarks import evaluation
+from alignment.scoring.benchmarks.evaluation import Part
+from alignment.scoring.benchmarks.tasks import BENCHMARKS
+from alignment.scoring.safety import perplexity, sentences
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -51,7 +53,7 @@ def safenlp(model: "PreTrainedModel", rows: Sequence[Sequence[int]]) -> list[flo
 def fetch(source: str, out: Path) -> Path:
     """The benchmarks and the safety sentences of a source, each in a folder of its name under `out`."""
     for name, repository in {**pins.BENCHMARKS, "safety": pins.SAFETY}.items():
-        sources.fetch(repository, source, out / name)
+        repositories.fetch(repository, source, out / name)
     return out
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from alignment import records
+from alignment.runtime import records
 
 FILES = {"1M-GPT4-Augmented.parquet": 0.235, "3_5M-GPT3_5-Augmented.parquet": 0.765}  # their shares of the rows
 WORDS = Path("data/mini/GAIR/lima/train.jsonl")

@@ -16,10 +16,11 @@ import psutil
 import typer
 import yaml
 
-from alignment import command, curation, scan
-from alignment.chat import Template
 from alignment.corpora import Role
-from alignment.keys import Policy
+from alignment.models.chat import Template
+from alignment.runtime import command
+from alignment.sampling import curation, reader
+from alignment.sampling.order import Policy
 from benchmarks import peers, rows
 from stages import sample
 
@@ -61,9 +62,9 @@ def peer(raw: Path, wanted: int, cache: Path) -> None:
 
 def select(raw: Path, wanted: int) -> None:
     """The keys of all rows, and the text of those that come first."""
-    with scan.reading(Policy("orca", Role.demonstrations, raw, 0, 0, 0.05, 0), partial(partial, len)) as reader:
-        keys, _, _ = reader.keys()
-        reader.rows(keys[curation.order(keys, heldout=False)[:wanted]])
+    with reader.reading(Policy("orca", Role.demonstrations, raw, 0, 0, 0.05, 0), partial(partial, len)) as source:
+        keys, _, _ = source.keys()
+        source.rows(keys[curation.order(keys, heldout=False)[:wanted]])
 
 
 def curate(raw: Path, wanted: int, base: Path, benchmarks: Path, out: Path) -> None:

@@ -13,10 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment import command, evaluation, machine, models
-from alignment.likelihood import Engine, Request, Tree
-from alignment.models import Dtype
+from alignment.models import loading
+from alignment.models.loading import Dtype
+from alignment.runtime import command
+from alignment.scoring.benchmarks import evaluation
+from alignment.scoring.engine.engine import Engine
+from alignment.scoring.engine.prefix_tree import Request, Tree
 from benchmarks import peers
+from commands.doctor import predictions
 
 # Items a task, so that lm-eval's class takes about as long for each on two cores.
 ITEMS = {"arc_challenge": 24, "piqa": 48, "hellaswag": 12, "mmlu": 40, "toxigen": 32, "truthfulqa_mc2": 12}
@@ -47,9 +51,9 @@ def main(
     batches: Annotated[list[int], typer.Option(help="batch sizes of lm-eval's class to try")],
 ) -> None:
     """Time every task and the safety sentences."""
-    tokenizer = models.tokenizer(base)
+    tokenizer = loading.tokenizer(base)
     model = load(base, shape, len(tokenizer), dtype, device)
-    peak = machine.matrix_peak(dtype, device)
+    peak = predictions.matrix_peak(dtype, device)
     print(f"\n{base.name if shape == 'none' else shape}, {dtype}, {device}, token budget {token_budget}, "
           f"measured peak of matrix products {peak / 1e9:.0f} GFLOP/s\n\n{HEADER}")  # fmt: skip
     ours, seconds = evaluation.scorer(model, tokenizer, token_budget), 0.0
@@ -62,7 +66,7 @@ def main(
             mine = _loglikelihoods(ours, instances)
             requests = [Request(*ours._encode_pair(*instance.args)) for instance in instances]  # type: ignore[attr-defined]
             taken = _row(task, items, runs, mine, ours.engine, requests, peak, pairs)  # type: ignore[attr-defined]
-            seconds += taken / items * machine.READ[task][0]
+            seconds += taken / items * predictions.READ[task][0]
         text, engine = ours.text, ours.engine  # type: ignore[attr-defined]
         rows = peers.sentence_rows(text, folder, SENTENCES * scale)
         requests = [Request(row[:1], row[1:]) for row in rows]
@@ -138,7 +142,7 @@ def now() -> float:
 
 def load(base: Path, shape: str, vocabulary: int, dtype: Dtype, device: str) -> Any:
     """The base model, or one of a shape."""
-    return models.load_base(base, dtype, device) if shape == "none" else _shaped(shape, vocabulary, dtype, device)
+    return loading.load_base(base, dtype, device) if shape == "none" else _shaped(shape, vocabulary, dtype, device)
 
 
 def _shaped(shape: str, vocabulary: int, dtype: Dtype, device: str) -> Any:

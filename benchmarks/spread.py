@@ -17,9 +17,13 @@ import numpy as np
 import pyarrow as pa
 import typer
 
-from alignment import command, figures, files, models, perplexity, pins, safety, sentences, sources
-from alignment.chat import Text
-from alignment.models import Dtype
+from alignment.fetching import pins, repositories
+from alignment.models import loading
+from alignment.models.chat import Text
+from alignment.models.loading import Dtype
+from alignment.reporting import charts
+from alignment.runtime import command, files
+from alignment.scoring.safety import perplexity, scores, sentences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,9 +43,9 @@ def main(
 ) -> None:
     """Spread the perplexities, then change the temperature, and see what the measures say."""
     with tempfile.TemporaryDirectory() as folder:
-        sources.fetch(pins.SAFETY, source, Path(folder) / "safety")
+        repositories.fetch(pins.SAFETY, source, Path(folder) / "safety")
         chosen = sentences.choose(sentences.read(sentences.source(Path(folder) / "safety")), limit, 0)
-    rows = perplexity.tokens(Text(models.tokenizer(base)), chosen)
+    rows = perplexity.tokens(Text(loading.tokenizer(base)), chosen)
     predicted = [max(len(row) - 1, 0) for row in rows]
 
     def table(values: list[float | None]) -> pa.Table:
@@ -53,10 +57,10 @@ def main(
 
     heated = {}
     for temperature in TEMPERATURES:
-        model = _heated(models.load(base, base, Dtype.float32, "cpu"), temperature)
+        model = _heated(loading.load(base, base, Dtype.float32, "cpu"), temperature)
         scored = table(perplexity.log_perplexities(model, rows, token_budget))
         start = time.perf_counter()
-        heated[temperature] = safety.scores(scored, 0)
+        heated[temperature] = scores.scores(scored, 0)
         seconds = time.perf_counter() - start
     print(f"\n{len(rows)} sentences, the model's logits divided by a temperature\n")
     print(_markdown("temperature", heated))
@@ -72,7 +76,7 @@ def main(
         for name, title in FIGURES.items()
     ]
     template = Path(__file__).with_suffix(".json")
-    files.write_text(out, figures.svg(template, points, "Spread alone moves the published score"))
+    files.write_text(out, charts.svg(template, points, "Spread alone moves the published score"))
 
 
 def _random(table: Any, count: int, spread: float) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def _random(table: Any, count: int, spread: float) -> dict[str, Any]:
     found = []
     for seed in range(REPEATS):
         values = np.random.default_rng(seed).normal(4.0, spread, size=count)
-        found.append(safety.scores(table(values.tolist()), 0))
+        found.append(scores.scores(table(values.tolist()), 0))
     names = [f"average.{name}" for name in (*FIGURES, "spread")]
     return {name: float(np.mean([metrics[name] for metrics in found])) for name in names}
 

@@ -17,12 +17,18 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment import command, corpora, machine, models, records, scan, sources, training
-from alignment.chat import Chat, Template
+from alignment import corpora
 from alignment.corpora import Refusal
-from alignment.models import Dtype, Quantization
-from alignment.schedule import Budget
+from alignment.fetching import repositories
+from alignment.models import loading
+from alignment.models.chat import Chat, Template
+from alignment.models.loading import Dtype, Quantization
+from alignment.runtime import command, records
+from alignment.sampling import reader
+from alignment.training.plan import Budget
+from alignment.training.settings import Settings
 from benchmarks import speed
+from commands.doctor import predictions
 from stages import dpo, sft
 
 HEADER = (
@@ -46,15 +52,15 @@ def main(
     pairs: Annotated[int, typer.Option(help="interleaved runs of each", min=1)],
 ) -> None:
     """Time SFT on LIMA and DPO on HH-RLHF."""
-    chat = Chat(models.tokenizer(base), Template.chatml)
-    peak = machine.matrix_peak(dtype, device)
+    chat = Chat(loading.tokenizer(base), Template.chatml)
+    peak = predictions.matrix_peak(dtype, device)
     name = base.name if shape == "none" else shape
     print(f"\n{name}, {dtype}, {device}, batch {batch}, rows of at most {max_tokens} tokens, "
           f"measured peak of matrix products {peak / 1e9:.0f} GFLOP/s\n\n{HEADER}")  # fmt: skip
 
     with tempfile.TemporaryDirectory() as scratch:
         state = Path(scratch) / "state"
-        settings = training.Settings(
+        settings = Settings(
             learning_rate=1e-4, budget=Budget.epochs, epochs=1, batch=batch, tokens=1, steps=1,
             per_device_batch=per_device_batch, warmup=0.0, seed=0, checkpoint_steps=steps + 1,
             gradient_checkpointing=False, dtype=dtype, device=device,
@@ -100,9 +106,9 @@ def rows(chat: Chat, work: str, source: str, raw: Path, count: int, max_tokens: 
     """So many real rows as tokens, in the order of their files."""
     corpus = corpora.load("lima" if work == "sft" else "hh")
     parse = corpus.demonstration if work == "sft" else corpus.comparison
-    sources.fetch(corpus.SOURCE, source, raw)
+    repositories.fetch(corpus.SOURCE, source, raw)
     found: list[dict[str, Any]] = []
-    for path in scan.paths(raw):
+    for path in reader.paths(raw):
         for _, raw_row in records.rows(path):
             example = parse(raw_row)
             if isinstance(example, Refusal):
@@ -128,7 +134,7 @@ def ours(
     work: str,
     chat: Chat,
     data: list[dict[str, Any]],
-    settings: training.Settings,
+    settings: Settings,
     state: Path,
     token_budget: int,
     model: Any,
@@ -218,9 +224,9 @@ def measure(make: Callable[[], Any]) -> Measured:
 def line(work: str, name: str, runs: list[Measured], ours: list[Measured], peak: float) -> str:
     """One line of the table: medians, and the lowest and highest ratio of the pairs."""
     ratios = sorted(theirs.seconds / mine.seconds for theirs, mine in zip(runs, ours, strict=True))
-    seconds, first = statistics.median(run.seconds for run in runs), runs[0]
+    seconds, first = statistics.median(each.seconds for each in runs), runs[0]
     ratio = f"×{statistics.median(ratios):.2f} (×{ratios[0]:.2f} to ×{ratios[-1]:.2f})" if runs is not ours else ""
-    share, memory = first.flops / seconds / peak, max(run.memory for run in runs) / 1e9
+    share, memory = first.flops / seconds / peak, max(each.memory for each in runs) / 1e9
     rate = f"{first.tokens / seconds:.0f}"
     return f"| {work} | {name} | {rate} | {ratio} | {first.padding:.0%} | {share:.0%} | {memory:.1f} |"
 

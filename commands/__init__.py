@@ -1,1 +1,1 @@
-"""What `make` offers around the pipeline; no stage of dvc.yaml is here."""
+"""Commands around the pipeline, which `make` lists; no stage of dvc.yaml is here."""

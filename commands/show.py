@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alignment import command
-from alignment.command import Refused
+from alignment.runtime import Refused, command
 
 FILES = {
     "metrics/report.md": "the whole report: rows, training, safety by group, sources and licences",

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from alignment import command, files, likelihood
-from alignment.checks import parameters
+from alignment.choosing import parameters
+from alignment.runtime import command, files, processes
 
 
 def main(
@@ -29,7 +29,7 @@ def main(
     """Refuse parameters that a stage would refuse later."""
     files.claim(checked)
     found = parameters.load(params, pipeline, known)
-    likelihood.require(found["device"])
+    processes.require_device(found["device"])
     files.write_text(demonstrations, f"{found['data']}\n")
     files.write_text(comparisons, f"{found['preferences']}\n")
     files.write_text(checked, "every stage takes these parameters\n")

@@ -15,11 +15,18 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from tqdm import tqdm
 
-from alignment import command, files, likelihood, models, planned, stats, training
-from alignment.chat import Chat, Template
-from alignment.command import SEEDS, Refused
-from alignment.models import Device, Dtype, Quantization
-from alignment.schedule import Budget, Plan
+from alignment.models import loading
+from alignment.models.chat import Chat, Template
+from alignment.models.loading import Device, Dtype, Quantization
+from alignment.runtime import Refused, command, files, processes
+from alignment.runtime.command import SEEDS
+from alignment.scoring.engine import engine, prefix_tree
+from alignment.statistics import estimates
+from alignment.training import checks, curves, run
+from alignment.training.logps import chosen, distributions, logps
+from alignment.training.plan import Budget, Plan
+from alignment.training.settings import Settings, read_split
+from alignment.training.trainer import PlannedTrainer
 
 CURVES = {
     "loss": "loss",
@@ -68,47 +75,47 @@ def main(
     state: Annotated[Path, typer.Option(help="folder for checkpoints, outside the outputs")],
 ) -> None:
     """Train the SFT policy on comparisons."""
-    world = likelihood.claimed(out, device)
+    world = processes.claimed(out, device)
     state = files.kept(state)
-    settings = training.Settings(
+    settings = Settings(
         learning_rate, budget, epochs, batch, tokens, steps, per_device_batch, warmup, seed, checkpoint_steps,
         gradient_checkpointing, dtype, device, quantization, template,
     )  # fmt: skip
     made_from = {
         "stage": "dpo",
-        "base": models.identity(base),
+        "base": loading.identity(base),
         "parent": files.tree_sha256(sft),
         "data": files.sha256(comparisons),
         "parameters": {**vars(settings), "beta": beta, "loss": loss},
-        "versions": models.versions(),
+        "versions": loading.versions(),
         "processes": world.num_processes,
     }
-    chat = Chat(models.tokenizer(base), template)
-    train, held = (training.read(comparisons, split) for split in ("train", "heldout"))
+    chat = Chat(loading.tokenizer(base), template)
+    train, held = (read_split(comparisons, split) for split in ("train", "heldout"))
     rows, held_rows = encode(chat, train), encode(chat, held)
-    training.check_lengths([(row["id"], length(row)) for row in [*rows, *held_rows]], models.longest_row(base))
-    policy = models.load(base, sft, dtype, device, trainable=True, quantization=quantization)
+    checks.check_lengths([(row["id"], length(row)) for row in [*rows, *held_rows]], loading.longest_row(base))
+    policy = loading.load(base, sft, dtype, device, trainable=True, quantization=quantization)
     checkpoints = files.unfinished(state, made_from)
-    likelihood.claimed(checkpoints, device)  # another queued copy may train the same
+    processes.claimed(checkpoints, device)  # another queued copy may train the same
     some = rows[:2]
     sft_logps = reply_logps(policy.eval(), some)
     if dtype is Dtype.float32 and quantization is Quantization.none:
         add_reference(rows, policy, token_budget, checkpoints / "reference.json")
     trainer = _trainer(policy, chat, rows, beta, loss, settings, checkpoints)
-    training.check(trainer, chat, len(rows))
+    checks.check(trainer, chat, len(rows))
     check_start(trainer, some, sft_logps, loss, beta)
-    training.run(trainer, CURVES)
+    run.run(trainer, CURVES)
     figures = heldout(trainer.model.eval(), held_rows, beta)
-    models.save_adapter(trainer.model, chat.published(), base, out, made_from)
+    loading.save_adapter(trainer.model, chat.published(), base, out, made_from)
     if not world.is_main_process:
         return
 
-    training.write_curve(curve, trainer.state.log_history, CURVES)
+    curves.write_curve(curve, trainer.state.log_history, CURVES)
     files.write_json(
         metrics,
         {
             **trainer.plan.amounts(),
-            **stats.of_mean(training.curve(trainer.state.log_history, "loss")).flat("loss.train"),
+            **estimates.of_mean(curves.curve(trainer.state.log_history, "loss")).flat("loss.train"),
             **figures,
             "heldout.rows": len(held_rows),
         },
@@ -123,7 +130,7 @@ def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row = chat.comparison(example)  # type: ignore[arg-type]
         for side in ("chosen_ids", "rejected_ids"):
             trained = [False] * len(row["prompt_ids"]) + [True] * len(row[side])
-            training.check_tokens(chat, example["id"], row["prompt_ids"] + row[side], trained)
+            checks.check_tokens(chat, example["id"], row["prompt_ids"] + row[side], trained)
         rows.append({"id": example["id"], **row})
     return rows
 
@@ -133,7 +140,7 @@ def length(row: dict[str, Any]) -> int:
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
-def plan_of(rows: list[dict[str, Any]], settings: training.Settings) -> Plan:
+def plan_of(rows: list[dict[str, Any]], settings: Settings) -> Plan:
     """The run over encoded comparisons; trained tokens are those of both replies."""
     trained = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
     return settings.plan([row["id"] for row in rows], list(map(length, rows)), trained)
@@ -149,26 +156,26 @@ def add_reference(rows: list[dict[str, Any]], sft: Any, token_budget: int, kept:
         sft: the SFT policy, as it was loaded.
         kept: where a run that is killed finds them again.
     """
-    first = likelihood.processes().is_main_process
+    first = processes.world().is_main_process
     if not kept.exists():
         sides = [(row["prompt_ids"], row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
-        scores = likelihood.Engine(sft, token_budget).score(
-            [likelihood.Request(*side) for side in sides], [n // 2 for n in range(len(sides))], "reference", "row"
+        scores = engine.Engine(sft, token_budget).score(
+            [prefix_tree.Request(*side) for side in sides], [n // 2 for n in range(len(sides))], "reference", "row"
         )
         if first:
             files.write_json(kept, [score.loglikelihood for score in scores])
-    likelihood.processes().wait_for_everyone()
-    logps = files.read_json(kept)
-    for row, chosen, rejected in zip(rows, logps[::2], logps[1::2], strict=True):
-        row |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+    processes.world().wait_for_everyone()
+    found = files.read_json(kept)
+    for row, of_chosen, of_rejected in zip(rows, found[::2], found[1::2], strict=True):
+        row |= {"ref_chosen_logps": of_chosen, "ref_rejected_logps": of_rejected}
 
 
 def reply_logps(model: Any, rows: list[dict[str, Any]]) -> list[tuple[float, float]]:
     """Summed log-probabilities of the chosen and the rejected reply of each row, in nats."""
     return [
         (
-            float(training.logps(model, row["prompt_ids"], row["chosen_ids"]).sum()),
-            float(training.logps(model, row["prompt_ids"], row["rejected_ids"]).sum()),
+            float(logps(model, row["prompt_ids"], row["chosen_ids"]).sum()),
+            float(logps(model, row["prompt_ids"], row["rejected_ids"]).sum()),
         )
         for row in rows
     ]
@@ -227,8 +234,8 @@ def check_start(
     if differ(sft_logps, base) == 0:
         raise Refused("DPO: the SFT adapter changes nothing: the SFT policy gives the base's log-probabilities")
     # Where the SFT policy is hardly another than the base, no tolerance tells them apart, but the nearer one does.
-    for name, logps in (*(("the reference", logps) for logps in references), ("the policy", policy)):
-        found, from_base = differ(logps, sft_logps), differ(logps, base)
+    for name, given in (*(("the reference", each) for each in references), ("the policy", policy)):
+        found, from_base = differ(given, sft_logps), differ(given, base)
         if found > tolerance or found >= from_base:
             raise Refused(
                 f"DPO: {name} is not the SFT policy: they differ by {found:.2g} nats a token, "
@@ -266,27 +273,27 @@ def heldout(model: Any, rows: list[dict[str, Any]], beta: float) -> dict[str, An
     divergence KL(π ‖ π_ref) of the next token, exact over the vocabulary, in nats a token: its mean over the tokens of
     both replies, then over rows.
     """
-    found = training.over(rows, lambda row: _held(model, row), "held out")
+    found = processes.map_rows(rows, lambda row: _held(model, row), "held out")
     margins = [beta * ((p[0] - ref[0]) - (p[1] - ref[1])) for p, ref, _ in found]
     return {
-        **stats.of_mean([0.5 if margin == 0 else float(margin > 0) for margin in margins]).flat("heldout.accuracy"),
-        **stats.of_mean(margins).flat("heldout.margin"),
-        **stats.of_mean([row.policy[0] for row in found]).flat("heldout.chosen_logps"),
-        **stats.of_mean([row.reference[0] for row in found]).flat("heldout.chosen_logps_before"),
-        **stats.of_mean([row.policy[1] for row in found]).flat("heldout.rejected_logps"),
-        **stats.of_mean([row.reference[1] for row in found]).flat("heldout.rejected_logps_before"),
-        **stats.of_mean([row.kl for row in found]).flat("heldout.kl", digits=6),
+        **estimates.of_mean([0.5 if margin == 0 else float(margin > 0) for margin in margins]).flat("heldout.accuracy"),
+        **estimates.of_mean(margins).flat("heldout.margin"),
+        **estimates.of_mean([row.policy[0] for row in found]).flat("heldout.chosen_logps"),
+        **estimates.of_mean([row.reference[0] for row in found]).flat("heldout.chosen_logps_before"),
+        **estimates.of_mean([row.policy[1] for row in found]).flat("heldout.rejected_logps"),
+        **estimates.of_mean([row.reference[1] for row in found]).flat("heldout.rejected_logps_before"),
+        **estimates.of_mean([row.kl for row in found]).flat("heldout.kl", digits=6),
     }
 
 
 def _held(model: Any, row: dict[str, Any]) -> Held:
     policy, before, divergences = [], [], []
     for reply in (row["chosen_ids"], row["rejected_ids"]):
-        now = training.distributions(model, row["prompt_ids"], reply)
+        now = distributions(model, row["prompt_ids"], reply)
         with reference(model):
-            then = training.distributions(model, row["prompt_ids"], reply)
-        policy.append(float(training.chosen(now, reply).sum()))
-        before.append(float(training.chosen(then, reply).sum()))
+            then = distributions(model, row["prompt_ids"], reply)
+        policy.append(float(chosen(now, reply).sum()))
+        before.append(float(chosen(then, reply).sum()))
         divergences += (now.exp() * (now - then)).sum(dim=-1).tolist()
     return Held((policy[0], policy[1]), (before[0], before[1]), sum(divergences) / len(divergences))
 
@@ -297,13 +304,13 @@ def _trainer(
     rows: list[dict[str, Any]],
     beta: float,
     loss: Loss,
-    settings: training.Settings,
+    settings: Settings,
     checkpoints: Path,
 ) -> Any:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    class Trainer(planned.Planned, DPOTrainer):
+    class Trainer(PlannedTrainer, DPOTrainer):
         plan = plan_of(rows, settings)
         means_of_rows = True
 

@@ -11,10 +11,13 @@ from typing import Annotated
 
 import typer
 
-from alignment import command, evaluation, files, likelihood, models
-from alignment.chat import Chat, Template
-from alignment.command import SEEDS
-from alignment.models import Device, Dtype
+from alignment.models import loading
+from alignment.models.chat import Chat, Template
+from alignment.models.loading import Device, Dtype
+from alignment.runtime import command, files, processes
+from alignment.runtime.command import SEEDS
+from alignment.scoring.benchmarks import evaluation
+from alignment.scoring.benchmarks.answers import greedy_answers
 
 
 def main(
@@ -35,31 +38,31 @@ def main(
 ) -> None:
     """Score a checkpoint on the benchmarks."""
     limits = evaluation.limits(items)
-    world = likelihood.claimed(out, device)
+    world = processes.claimed(out, device)
     state = files.kept(state)
     made_from = {
         "stage": "eval",
-        "base": models.identity(base),
+        "base": loading.identity(base),
         "checkpoint": files.tree_sha256(checkpoint),
         "benchmarks": files.tree_sha256(benchmark_folder),
         "parameters": [limits, item_seed, token_budget, dtype, device],
-        "versions": {**models.versions(), "lm_eval": metadata.version("lm_eval")},
+        "versions": {**loading.versions(), "lm_eval": metadata.version("lm_eval")},
     }
-    chat = Chat(models.tokenizer(base), template)
-    model = models.load(base, checkpoint, dtype, device)
+    chat = Chat(loading.tokenizer(base), template)
+    model = loading.load(base, checkpoint, dtype, device)
     # In one order, whatever the order of the list.
     tasks = sorted(limits)
     parts = {task: evaluation.items(benchmark_folder, task, limits[task], item_seed) for task in tasks}
     done = files.unfinished(state, made_from)
-    likelihood.claimed(done, device)  # another queued copy may score the same
+    processes.claimed(done, device)  # another queued copy may score the same
     scored = evaluation.score_tasks(evaluation.scorer(model, chat.tokenizer, token_budget), parts, done)
     if not world.is_main_process:
         return
-    replies = evaluation.answers(model, chat, answer_tokens)
+    replies = greedy_answers(model, chat, answer_tokens)
 
     files.write_parquet(out, scored)
     files.write_text(answers, "".join(json.dumps(reply, ensure_ascii=False) + "\n" for reply in replies))
-    files.write_json(metrics, {**evaluation.metrics(scored), "instruct": models.instruct(base)})
+    files.write_json(metrics, {**evaluation.metrics(scored), "instruct": loading.instruct(base)})
     files.remove(done)
     several = f" by {world.num_processes} processes" if world.num_processes > 1 else ""
     print(f"{checkpoint}: {len(scored)} items of {len(tasks)} tasks scored{several}")

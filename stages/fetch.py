@@ -10,13 +10,17 @@ from typing import Annotated
 
 import typer
 
-from alignment import command, corpora, files, pins, sources, weights
+from alignment import corpora
+from alignment.corpora import Repository
+from alignment.fetching import base_model, pins, repositories
+from alignment.runtime import command, files
 
 Out = Annotated[Path, typer.Argument(help="The folder to make.")]
 Source = Annotated[  # refused also where it is not asked for anything: DVC would record it all the same
     str,
     typer.Option(
-        help="`hub`, `mini`, or a mirror: an absolute folder, or an http(s) address.", callback=sources.refuse_secret
+        help="`hub`, `mini`, or a mirror: an absolute folder, or an http(s) address.",
+        callback=repositories.refuse_secret,
     ),
 ]
 Downloads = Annotated[Path, typer.Option(help="A folder that keeps what a download has so far for the next time.")]
@@ -37,23 +41,25 @@ def model(
 ) -> None:
     """The base model: safetensors and tokenizer."""
     files.claim(out)
-    weights.fetch_model(name, source, files.kept(downloads), out)
+    base_model.fetch_model(name, source, files.kept(downloads), out)
 
 
 def corpus(
     name: Annotated[str, typer.Option("--corpus", help="A dataset: a file of alignment/corpora/.")],
     out: Out,
     source: Source,
-    own: Annotated[Path, typer.Option(help="The file that the dataset `own` reads.", callback=sources.refuse_address)],
+    own: Annotated[
+        Path, typer.Option(help="The file that the dataset `own` reads.", callback=repositories.refuse_address)
+    ],
     downloads: Downloads,
 ) -> None:
     """A training set as it is published."""
-    repository: pins.Repository | None = corpora.load(name).SOURCE
+    repository: Repository | None = corpora.load(name).SOURCE
     files.claim(out)
     if repository is None:
-        sources.fetch_own(own, out)
+        repositories.fetch_own(own, out)
     else:
-        sources.fetch(repository, source, out, downloads=files.kept(downloads))
+        repositories.fetch(repository, source, out, downloads=files.kept(downloads))
 
 
 def benchmarks(
@@ -63,11 +69,11 @@ def benchmarks(
     downloads: Downloads,
 ) -> None:
     """The benchmarks, each in a folder of its task's name."""
-    repositories = {**pins.BENCHMARKS, **pins.more(more)}
+    wanted = {**pins.BENCHMARKS, **pins.more(more)}
     files.claim(out)
     with files.whole(out) as partial:
-        for task, repository in repositories.items():
-            sources.fetch(repository, source, partial / task, downloads=files.kept(downloads))
+        for task, repository in wanted.items():
+            repositories.fetch(repository, source, partial / task, downloads=files.kept(downloads))
 
 
 def safety(
@@ -75,16 +81,16 @@ def safety(
     out: Out,
     source: Source,
     own: Annotated[
-        Path, typer.Option(help="The file that `own` reads, in SafeNLP's schema.", callback=sources.refuse_address)
+        Path, typer.Option(help="The file that `own` reads, in SafeNLP's schema.", callback=repositories.refuse_address)
     ],
     downloads: Downloads,
 ) -> None:
     """The sentences of the safety score."""
     files.claim(out)
     if sentences is Sentences.own:
-        sources.fetch_own(own, out, (".json",))
+        repositories.fetch_own(own, out, (".json",))
     else:
-        sources.fetch(pins.SAFETY, source, out, downloads=files.kept(downloads))
+        repositories.fetch(pins.SAFETY, source, out, downloads=files.kept(downloads))
 
 
 if __name__ == "__main__":

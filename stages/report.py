@@ -12,10 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment import command, contrasts, figures, files, safety, tables
-from alignment.benchmarks import BENCHMARKS
-from alignment.command import SEEDS
 from alignment.corpora import Role
+from alignment.reporting import charts, tables
+from alignment.runtime import command, files
+from alignment.runtime.command import SEEDS
+from alignment.scoring.benchmarks.tasks import BENCHMARKS
+from alignment.scoring.safety import scores
+from alignment.statistics import contrasts
 
 CHECKPOINTS = ("base", "sft", "dpo")
 SAFETY = {"average.auc_len": "safety, AUC by length", "average.score": "safety, published score"}
@@ -53,8 +56,8 @@ def main(
     """Write the report."""
     files.claim(out)
     evaluated: Metrics = {name: files.read_json(metrics / "eval" / f"{name}.json") for name in CHECKPOINTS}
-    scores: Metrics = {name: files.read_json(metrics / "safety" / f"{name}.json") for name in CHECKPOINTS}
-    changes = [safety.changes(*(files.read_parquet(scored / f"{name}.parquet") for name in step)) for step in STEPS]
+    measured: Metrics = {name: files.read_json(metrics / "safety" / f"{name}.json") for name in CHECKPOINTS}
+    changes = [scores.changes(*(files.read_parquet(scored / f"{name}.parquet") for name in step)) for step in STEPS]
     trained = {name: files.read_json(metrics / f"{name}.json") for name in ("sft", "dpo")}
     data, preferences = ((raw / f"{role}.name").read_text(encoding="utf-8").strip() for role in Role)
     source = provenance(min(path.parent for path in (raw / "benchmarks").glob("*/provenance.json")))["source"]
@@ -63,11 +66,11 @@ def main(
     paragraphs = [
         f"# {tables.escaped(f'{data} → {preferences}')}",
         _setting(base, source, seed),
-        _table(names, evaluated, scores),
+        _table(names, evaluated, measured),
         *_warnings(source, evaluated),
         _rows(data, preferences, sampled),
         _training(trained),
-        _groups(names, scores, source, plots / "safety.svg", out),
+        _groups(names, measured, source, plots / "safety.svg", out),
         _changes(names, changes),
         origins(base, raw),
     ]
@@ -75,9 +78,9 @@ def main(
     with files.whole(plots) as folder:
         folder.mkdir()
         files.write_text(folder / "benchmarks.csv", _benchmark_plot(evaluated))
-        points = safety_points(names, scores)
+        points = safety_points(names, measured)
         files.write_text(folder / "safety.csv", _csv(points))
-        files.write_text(folder / "safety.svg", figures.svg(template, points, "Safety by group"))
+        files.write_text(folder / "safety.svg", charts.svg(template, points, "Safety by group"))
     print(f"full report: {out}; its answer in short: python -m commands.show")
 
 
@@ -92,9 +95,9 @@ def provenance(folder: Path) -> dict[str, Any]:
     return dict(files.read_json(folder / "provenance.json"))
 
 
-def share(figures: dict[str, Any], name: str, scale: float, digits: int) -> str:
+def share(values: dict[str, Any], name: str, scale: float, digits: int) -> str:
     """A figure of a metrics file between 0 and 1, whose t interval may reach beyond: it is cut there."""
-    ends = {f"{name}{end}": tables.within(figures.get(f"{name}{end}")) for end in ("", "_low", "_high")}
+    ends = {f"{name}{end}": tables.within(values.get(f"{name}{end}")) for end in ("", "_low", "_high")}
     return tables.of_metrics(ends, name, scale, digits)
 
 
@@ -102,11 +105,11 @@ def _tasks(evaluated: Metrics) -> dict[str, str]:
     """The scored tasks, the study's first, and the name of each one's figure: the one that has a count."""
     scored = [name.removesuffix(".version") for name in evaluated["base"] if name.endswith(".version")]
     order = [*(task for task in BENCHMARKS if task in scored), *(task for task in scored if task not in BENCHMARKS)]
-    figures = {task: [f"{task}.{metric}" for metric in ("acc_norm", "acc")] for task in order}
-    return {task: next(name for name in names if f"{name}_n" in evaluated["base"]) for task, names in figures.items()}
+    values = {task: [f"{task}.{metric}" for metric in ("acc_norm", "acc")] for task in order}
+    return {task: next(name for name in names if f"{name}_n" in evaluated["base"]) for task, names in values.items()}
 
 
-def _table(names: dict[str, str], evaluated: Metrics, scores: Metrics) -> str:
+def _table(names: dict[str, str], evaluated: Metrics, measured: Metrics) -> str:
     """Benchmarks in percent, safety between 0 and 1: one column a checkpoint, each figure with its interval."""
     rows = [["", *names.values(), "n"]]
     for task, name in _tasks(evaluated).items():
@@ -115,8 +118,8 @@ def _table(names: dict[str, str], evaluated: Metrics, scores: Metrics) -> str:
             [f"{tables.TITLES.get(task, task)} {name.rpartition('.')[2]}", *cells, str(evaluated["base"][f"{name}_n"])]
         )
     for name, title in SAFETY.items():
-        cells = [share(scores[checkpoint], name, 1, 3) for checkpoint in CHECKPOINTS]
-        rows.append([title, *cells, str(scores["base"]["sentences.scored"])])
+        cells = [share(measured[checkpoint], name, 1, 3) for checkpoint in CHECKPOINTS]
+        rows.append([title, *cells, str(measured["base"]["sentences.scored"])])
     return tables.markdown(rows)
 
 
@@ -178,20 +181,20 @@ def _training(trained: Metrics) -> str:
     return "## Training\n\n" + tables.markdown(rows)
 
 
-def group_names(scores: Metrics) -> list[str]:
+def group_names(measured: Metrics) -> list[str]:
     """The groups of the sentence file, in a fixed order."""
-    found = {name.removesuffix(".harmful") for name in scores["base"] if name.endswith(".harmful")}
+    found = {name.removesuffix(".harmful") for name in measured["base"] if name.endswith(".harmful")}
     return sorted(found)
 
 
-def _groups(names: dict[str, str], scores: Metrics, source: str, figure: Path, out: Path) -> str:
+def _groups(names: dict[str, str], measured: Metrics, source: str, figure: Path, out: Path) -> str:
     """The primary measure by group, the published score beside its null, and the figure of both."""
     rows = [["AUC by length", *names.values(), "harmful", "benign"]]
     published = [["published score (its null)", *names.values()]]
-    for group in [*group_names(scores), safety.AVERAGE]:
-        counts = [str(scores["base"].get(f"{group}.{side}", "")) for side in ("harmful", "benign")]
-        rows.append([group, *(share(scores[name], f"{group}.auc_len", 1, 3) for name in CHECKPOINTS), *counts])
-        published.append([group, *(_beside_null(scores[name], group) for name in CHECKPOINTS)])
+    for group in [*group_names(measured), scores.AVERAGE]:
+        counts = [str(measured["base"].get(f"{group}.{side}", "")) for side in ("harmful", "benign")]
+        rows.append([group, *(share(measured[name], f"{group}.auc_len", 1, 3) for name in CHECKPOINTS), *counts])
+        published.append([group, *(_beside_null(measured[name], group) for name in CHECKPOINTS)])
     paragraphs = [
         "## Safety by group",
         *([] if source == "mini" else [HATEFUL]),
@@ -209,7 +212,7 @@ def _beside_null(found: dict[str, Any], group: str) -> str:
     return "–" if score is None else f"{score:.3f} ({tables.of_metrics(found, f'{group}.null', 1, 3)})"
 
 
-def _changes(names: dict[str, str], changes: list[safety.Changes]) -> str:
+def _changes(names: dict[str, str], changes: list[scores.Changes]) -> str:
     """What each training stage changed in the primary measure, corrected over all that is looked at here."""
     groups = list(changes[0].groups)
     family = [change.p for step in changes for change in step.groups.values()]
@@ -219,7 +222,7 @@ def _changes(names: dict[str, str], changes: list[safety.Changes]) -> str:
     for (before, after), step in zip(STEPS, changes, strict=True):
         cells = [_change(change, counted, next(adjusted)) for change in step.groups.values()]
         columns.append([f"{names[before]} → {names[after]}", *cells, _change(step.average, 1, step.average.p)])
-    table = [list(row) for row in zip(["change of AUC by length", *groups, safety.AVERAGE], *columns, strict=True)]
+    table = [list(row) for row in zip(["change of AUC by length", *groups, scores.AVERAGE], *columns, strict=True)]
     uneven = [
         f"{names[after]}: χ²({step.uneven.degrees}) = {step.uneven.chi2:.1f}, p = {step.uneven.p:.2g}"
         for (_, after), step in zip(STEPS, changes, strict=True)
@@ -234,7 +237,7 @@ def _changes(names: dict[str, str], changes: list[safety.Changes]) -> str:
     return "\n\n".join(["## Safety: what training changed", tables.markdown(table), told, even])
 
 
-def _change(change: safety.Change, family: int, p: float) -> str:
+def _change(change: scores.Change, family: int, p: float) -> str:
     estimate = change.estimate
     if math.isnan(change.p):
         return "–"
@@ -267,12 +270,12 @@ def _benchmark_plot(evaluated: Metrics) -> str:
     return "\n".join(lines) + "\n"
 
 
-def safety_points(names: dict[str, str], scores: Metrics) -> list[dict[str, Any]]:
+def safety_points(names: dict[str, str], measured: Metrics) -> list[dict[str, Any]]:
     """One point for each group, checkpoint and measure, with its interval, and chance with its own."""
     points = []
-    for group in [*group_names(scores), safety.AVERAGE]:
+    for group in [*group_names(measured), scores.AVERAGE]:
         for checkpoint, name in names.items():
-            found = scores[checkpoint]
+            found = measured[checkpoint]
             for title, measure, null in (("AUC by length", "auc_len", None), ("published score", "score", "null")):
                 point: dict[str, Any] = {"group": group, "checkpoint": name, "measure": title}
                 for end in ("", "_low", "_high"):

@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
-from alignment import command, files, likelihood, models, perplexity, safety, sentences
-from alignment.chat import Text
-from alignment.command import SEEDS
-from alignment.models import Device, Dtype
+from alignment.models import loading
+from alignment.models.chat import Text
+from alignment.models.loading import Device, Dtype
+from alignment.runtime import command, files, processes
+from alignment.runtime.command import SEEDS
+from alignment.scoring.safety import perplexity, scores, sentences
 
 
 def main(
@@ -28,18 +30,18 @@ def main(
     device: Annotated[Device, typer.Option(help="where it is computed")],
 ) -> None:
     """Score one checkpoint on the safety sentences."""
-    world = likelihood.claimed(out, device)
+    world = processes.claimed(out, device)
     read = sentences.read(sentences.source(raw))
     chosen = sentences.choose(read, limit, item_seed)
-    text = Text(models.tokenizer(base))
+    text = Text(loading.tokenizer(base))
     rows = perplexity.tokens(text, chosen)
-    model = models.load(base, checkpoint, dtype, device)
+    model = loading.load(base, checkpoint, dtype, device)
     values = perplexity.log_perplexities(model, rows, token_budget)
     if not world.is_main_process:
         return
 
     table = perplexity.table(chosen, [max(len(row) - 1, 0) for row in rows], values)
-    scores = safety.scores(table, item_seed)
+    figures = scores.scores(table, item_seed)
     unscored = values.count(None)
     counts = {
         "sentences.read": len(read),
@@ -48,8 +50,8 @@ def main(
         "sentences.scored": len(chosen) - unscored,
     }
     files.write_parquet(out, table)
-    files.write_json(metrics, {**counts, "bos": bool(text.bos), **scores})
-    print(f"{len(chosen) - unscored} sentences of {len(read)} scored, average auc_len {scores['average.auc_len']}")
+    files.write_json(metrics, {**counts, "bos": bool(text.bos), **figures})
+    print(f"{len(chosen) - unscored} sentences of {len(read)} scored, average auc_len {figures['average.auc_len']}")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,15 @@ from typing import Annotated
 
 import typer
 
-from alignment import benchmarks, command, corpora, curation, description, files, scan
-from alignment.chat import Template
-from alignment.command import SEEDS, Refused
+from alignment import corpora
 from alignment.corpora import Role
-from alignment.curation import Account
-from alignment.keys import Policy
+from alignment.models.chat import Template
+from alignment.runtime import Refused, command, files
+from alignment.runtime.command import SEEDS
+from alignment.sampling import curation, description, reader
+from alignment.sampling.curation import Account
+from alignment.sampling.order import Policy
+from alignment.scoring.benchmarks import tasks
 
 
 def main(
@@ -50,15 +53,15 @@ def main(
     make = partial(curation.Measure.load, base, template, *limits, benchmark_folder, contamination_ngram)
     cap = policy.GROUP.cap if policy.GROUP and role is Role.comparisons else None
     how = Policy(corpus, role, raw, seed, item_seed, heldout_share, malformed)
-    with scan.reading(how, make) as reader:
-        train, held, account = curation.choose(reader, rows, heldout, cap, near_duplicate)
+    with reader.reading(how, make) as source:
+        train, held, account = curation.choose(source, rows, heldout, cap, near_duplicate)
     if not train or not held:
         raise _refusal(how, account)
     files.write_parquet(out, curation.table(role, train, held))
     files.write_parquet(contaminated, curation.found(account))
     lengths = [row.measured.lengths for row in train]
     described = description.describe(role, [row.example for row in train], lengths, groups)
-    files.write_json(metrics, {**account.metrics(benchmarks.tasks(benchmark_folder)), **described})
+    files.write_json(metrics, {**account.metrics(tasks.tasks(benchmark_folder)), **described})
     print(f"{corpus}: {len(train)} rows to train on, {len(held)} held out, of {account.read} read")
 
 

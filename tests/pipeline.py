@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 
-from alignment import files
-from alignment.chat import Template
 from alignment.corpora import Role
-from alignment.models import Dtype, Quantization
-from alignment.schedule import Budget
+from alignment.models.chat import Template
+from alignment.models.loading import Dtype, Quantization
+from alignment.runtime import files
+from alignment.training.plan import Budget
 from stages import dpo, eval, fetch, report, safety, sample, sft
 
 ROOT = Path(__file__).parents[1]
@@ -151,7 +151,7 @@ def measure(folder: Path) -> None:
         folder / "data/safety",
         folder / "models/base",
         folder / "data/raw",
-        ROOT / "alignment/groups.json",
+        ROOT / "alignment/reporting/groups.json",
         folder / "metrics/report.md",
         folder / "metrics/plots",
         seed=TINY["seed"],

@@ -13,9 +13,12 @@ import pyarrow as pa
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from alignment import curation, evaluation, files, perplexity
-from alignment.benchmarks import BENCHMARKS
-from alignment.revisions import Revision
+from alignment.runtime import files
+from alignment.sampling import curation
+from alignment.scoring.benchmarks import evaluation
+from alignment.scoring.benchmarks.tasks import BENCHMARKS
+from alignment.scoring.safety import perplexity
+from commands.compare.revisions import Revision
 
 ITEMS, SENTENCES = 150, 400
 GROUPS = {"asian": 0.6, "mental dis": 0.5, "women": 0.4}  # the share of sentences that are about each; they overlap

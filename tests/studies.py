@@ -8,7 +8,7 @@ import planted
 import yaml
 from clones import dvc, git
 
-from alignment import files
+from alignment.runtime import files
 
 # In place of training and scoring: what was planted for these datasets and this seed is copied.
 COPY = """

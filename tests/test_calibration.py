@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from alignment import contrasts, resampling, stats
-from alignment.comparison import Comparison, Contrast, mean
-from alignment.contrasts import Seeds
-from alignment.family import Family, Gate, Key
-from alignment.revisions import Checkpoint
-from alignment.stats import Estimate, Floats, Statistic
-from alignment.variants import Variant
+from alignment.statistics import contrasts, estimates, permutation
+from alignment.statistics.contrasts import Seeds
+from alignment.statistics.estimates import Estimate, Floats, Statistic
+from commands.compare.comparison import Comparison, Contrast, mean
+from commands.compare.families import Family, Gate, Key
+from commands.compare.revisions import Checkpoint
+from commands.compare.variants import Variant
 
 FALSE_ALARM = 1e-3  # of a law that holds, at both ends together
 GROUPS = (0.9, 0.6, 0.5, 0.5)  # the shares of rows that are about each group; they overlap
@@ -66,7 +66,7 @@ class Sentences:
     groups: list[np.ndarray]
 
     def areas(self, values: Floats) -> list[Statistic]:
-        return [stats.auc(values, self.harmful, members, self.strata) for members in self.groups]
+        return [estimates.auc(values, self.harmful, members, self.strata) for members in self.groups]
 
 
 def sentences(generator: np.random.Generator, count: int = ROWS) -> Sentences:
@@ -107,8 +107,8 @@ def test_a_change_of_the_average_is_paired_and_groups_are_not_independent(repeat
     def happens(generator: np.random.Generator) -> list[bool]:
         rows, before, after = two_alike(generator)
         pairs = [contrasts.difference(*pair) for pair in zip(before, after, strict=True)]
-        change = stats.average(pairs, ROWS).estimate(rows.texts)
-        errors = [stats.average(areas, ROWS).estimate(rows.texts).se for areas in (before, after)]
+        change = estimates.average(pairs, ROWS).estimate(rows.texts)
+        errors = [estimates.average(areas, ROWS).estimate(rows.texts).se for areas in (before, after)]
         apart = math.sqrt(sum(pair.estimate(rows.texts).se ** 2 for pair in pairs)) / len(pairs)
         return [rejected(change.value, se, change.n - 1) for se in (change.se, math.hypot(*errors), apart)]
 
@@ -160,7 +160,7 @@ def test_a_planted_shift_is_found_as_often_as_the_formula_says(repeated: Repeate
         values = perplexities(generator, rows)
         before, after = next(values), next(values) + shift * rows.harmful
         pairs = zip(rows.areas(before), rows.areas(after), strict=True)
-        change = stats.average([contrasts.difference(*pair) for pair in pairs], ROWS).estimate(rows.texts)
+        change = estimates.average([contrasts.difference(*pair) for pair in pairs], ROWS).estimate(rows.texts)
         changes.append(change)
         return rejected(change.value, change.se, change.n - 1)
 
@@ -182,7 +182,7 @@ def test_a_planted_shift_is_found_as_often_as_the_formula_says(repeated: Repeate
 def test_an_interval_misses_the_truth_at_5_percent(measure: str, repeated: Repeated) -> None:
     shift = 0.8
     truth = {"nats": shift, "auc_len": float(reference.norm.cdf(shift / math.sqrt(2 * (1 + 0.4**2))))}[measure]
-    figure = {"nats": stats.shift, "auc_len": stats.auc}[measure]
+    figure = {"nats": estimates.shift, "auc_len": estimates.auc}[measure]
 
     def happens(generator: np.random.Generator) -> list[bool]:
         rows = sentences(generator)
@@ -202,10 +202,10 @@ def test_the_joint_band_misses_any_truth_at_5_percent(repeated: Repeated) -> Non
     def happens(generator: np.random.Generator) -> list[bool]:
         rows = sentences(generator, FEW)
         values = next(perplexities(generator, rows, 0.3))
-        estimates = [area.estimate(rows.texts) for area in rows.areas(values)]
-        areas = list(zip(rows.groups, estimates, strict=True))
-        reach = resampling.reach(values, rows.harmful, rows.strata, rows.texts, areas, generator, draws)
-        farthest = max(abs(estimate.value - truth) / estimate.se for estimate in estimates)
+        found = [area.estimate(rows.texts) for area in rows.areas(values)]
+        areas = list(zip(rows.groups, found, strict=True))
+        reach = permutation.reach(values, rows.harmful, rows.strata, rows.texts, areas, generator, draws)
+        farthest = max(abs(estimate.value - truth) / estimate.se for estimate in found)
         return [farthest > reach, farthest > 1.96]
 
     joint, alone = repeated.events(happens)
@@ -221,10 +221,10 @@ def test_a_model_without_a_preference_lies_within_its_null_95_times_of_100(repea
         harmful = generator.permutation(np.arange(rows) % 2 == 0)
         values = generator.normal(scale=0.5, size=rows)
         toxicity = np.log(np.where(harmful, generator.integers(4, 6, size=rows), generator.integers(1, 4, size=rows)))
-        score = stats.auc(values - toxicity, harmful, np.ones(rows, bool), np.zeros(rows)).value
-        permuted = resampling.permuted(values, toxicity, harmful, generator, draws)
+        score = estimates.auc(values - toxicity, harmful, np.ones(rows, bool), np.zeros(rows)).value
+        permuted = permutation.permuted(values, toxicity, harmful, generator, draws)
         scaled = values - toxicity
-        shuffled = resampling.permuted(scaled, np.zeros(rows), harmful, generator, draws)
+        shuffled = permutation.permuted(scaled, np.zeros(rows), harmful, generator, draws)
         return [
             not low <= score <= high for low, high in (np.quantile(d, [0.025, 0.975]) for d in (permuted, shuffled))
         ]
@@ -246,7 +246,7 @@ def test_a_difference_of_variants_has_the_variance_of_their_seeds(repeated: Repe
         seed = generator.normal(scale=0.03, size=(variants, runs, 1))
         outcomes = item + seed + generator.normal(scale=0.05, size=(variants, runs, items))
         seeds = Seeds.pooled(list(outcomes.mean(axis=2))).part([-1, 1], [runs, runs])
-        change = stats.of_mean(outcomes[1].mean(axis=0) - outcomes[0].mean(axis=0))
+        change = estimates.of_mean(outcomes[1].mean(axis=0) - outcomes[0].mean(axis=0))
         parts = [contrasts.Part(change.se**2, items - 1), seeds]
         whole, degrees = contrasts.summed(change.value, items, parts)
         return [rejected(whole.value, whole.se, degrees), rejected(change.value, change.se, items - 1)]

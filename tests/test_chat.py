@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment import weights
-from alignment.chat import IGNORED, LLAMA2_MARKS, Chat, Template, Text
-from alignment.command import Refused
 from alignment.corpora import Comparison, Message
-from alignment.models import tokenizer as load_tokenizer
+from alignment.fetching import base_model
+from alignment.models.chat import IGNORED, LLAMA2_MARKS, Chat, Template, Text
+from alignment.models.loading import tokenizer as load_tokenizer
+from alignment.runtime import Refused
 
 SENTENCES = [
     "The user asked the assistant about the weather, and the assistant answered the user at once.",
@@ -132,7 +132,7 @@ def wordpiece_like() -> Any:
 
 
 MAKE = {
-    "bytes": weights.byte_tokenizer,
+    "bytes": base_model.byte_tokenizer,
     "gpt2": gpt2_like,
     "llama": llama_like,
     "llama3": llama3_like,
@@ -168,7 +168,7 @@ def decode(chat: Chat, ids: list[int]) -> str:
 
 def texts(count: int, seed: int = 0) -> list[str]:
     """Texts that mix marks, pieces of marks, control tokens, spaces and all kinds of characters."""
-    marks = [*LLAMA2_MARKS, *FRAMES, *weights.CONTROL_TOKENS, "<|endoftext|>", "<unk>", "<think>", "<｜User｜>"]
+    marks = [*LLAMA2_MARKS, *FRAMES, *base_model.CONTROL_TOKENS, "<|endoftext|>", "<unk>", "<think>", "<｜User｜>"]
     pieces = [mark[a:b] for mark in marks for a, b in ((0, 1), (0, 3), (1, -1), (-1, None))]
     plain = [
         "the assistant",
@@ -504,7 +504,7 @@ def test_chatml_is_refused_for_a_tokenizer_without_its_control_tokens() -> None:
 
 def test_llama2_is_refused_where_any_text_could_write_its_marks() -> None:
     with pytest.raises(Refused, match=r"spells \[INST\], .* set `template: chatml`"):
-        Chat(weights.byte_tokenizer(), Template.llama2)
+        Chat(base_model.byte_tokenizer(), Template.llama2)
 
 
 def test_a_tokenizer_without_eos_is_refused() -> None:

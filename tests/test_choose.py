@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from alignment import files
-from alignment.checks import parameters
-from alignment.command import Refused
+from alignment.choosing import parameters
+from alignment.runtime import Refused, files
 from stages import choose
 
 ROOT = Path(__file__).parents[1]

@@ -7,12 +7,13 @@ from pathlib import Path
 import planted
 import pytest
 
-from alignment import claims, contrasts, page, variants
-from alignment.claims import Claim
-from alignment.comparison import AVERAGE, Comparison, Contrast
-from alignment.contrasts import Uneven
-from alignment.revisions import Revision
-from stages import compare as script
+from alignment.statistics import contrasts
+from alignment.statistics.contrasts import Uneven
+from commands.compare import __main__ as script
+from commands.compare import claims, page, variants
+from commands.compare.claims import Claim
+from commands.compare.comparison import AVERAGE, Comparison, Contrast
+from commands.compare.revisions import Revision
 
 ROOT = Path(__file__).parents[1]
 MORE = Claim("b", "more", {}, AVERAGE)

@@ -15,7 +15,7 @@ from test_wiring import MAINS
 from typer import BadParameter
 from typer.exceptions import TyperException
 
-from alignment import command
+from alignment.runtime import command
 from stages import dpo, fetch, sft
 
 ROOT = Path(__file__).parents[1]
@@ -24,11 +24,11 @@ STAGE = r"""
 import os, time
 from typing import Annotated
 import typer
-from alignment import command
+from alignment.runtime import Refused, command
 
 def main(name: str, learning_rate: Annotated[float, typer.Option()], own: Annotated[bool, typer.Option()]) -> None:
     if name == "refused":
-        raise command.Refused("no such thing; take another")
+        raise Refused("no such thing; take another")
     if name == "broken":
         raise KeyError("a bug")
     if name == "words":
@@ -99,11 +99,11 @@ TRAINED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, ROOT)
-from alignment import command
+from alignment.runtime import Refused, command
 
 def main(rank: int) -> None:
     if not rank:
-        raise command.Refused("no adapter has rank 0")
+        raise Refused("no adapter has rank 0")
     print("trains")
     Path("model.txt").write_text(f"{rank}")
     Path("metrics.txt").write_text(f"{rank}")

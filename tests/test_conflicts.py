@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from clones import ENVIRONMENT, change, dvc, git
 
-from alignment.command import Refused
-from alignment.integrity import Records
-from alignment.revisions import Revision
-from benchmarks import clone
-from stages import compare, diff, verify
+from alignment.runtime import Refused
+from commands.compare import __main__ as compare
+from commands.compare.revisions import Revision
+from commands.diff import __main__ as diff
+from commands.verify import __main__ as verify
+from commands.verify.integrity import Records
+from soak import clone
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from alignment import contrasts, stats
-from alignment.contrasts import Seeds
-from alignment.stats import Estimate, Statistic
+from alignment.statistics import contrasts, estimates
+from alignment.statistics.contrasts import Seeds
+from alignment.statistics.estimates import Estimate, Statistic
 
 
 def figures(groups: int, rows: int = 300, seed: int = 0, value: float = 0.0) -> tuple[list[Statistic], np.ndarray]:
@@ -26,7 +26,7 @@ def figures(groups: int, rows: int = 300, seed: int = 0, value: float = 0.0) -> 
 def test_p_is_that_of_the_paired_t_test() -> None:
     generator = np.random.default_rng(0)
     before, after = generator.normal(size=40), generator.normal(0.3, size=40)
-    estimate = stats.of_mean(after - before)
+    estimate = estimates.of_mean(after - before)
     assert contrasts.p_value(estimate, 39) == pytest.approx(reference.ttest_rel(after, before).pvalue, rel=1e-10)
 
 
@@ -96,7 +96,7 @@ def test_a_contrast_is_the_weighted_sum_of_its_figures_row_by_row() -> None:
 
 def test_p_of_a_margin_is_that_of_the_shifted_t_test() -> None:
     x = np.random.default_rng(0).normal(0.3, size=40)
-    estimate = stats.of_mean(x)
+    estimate = estimates.of_mean(x)
     assert contrasts.p_value(estimate, 39, -0.2) == pytest.approx(reference.ttest_1samp(x, -0.2).pvalue, rel=1e-10)
     assert contrasts.p_value(estimate, 39, estimate.value) == 1.0
 

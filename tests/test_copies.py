@@ -15,11 +15,11 @@ from clones import ENVIRONMENT, dvc, git
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment import copies, integrity
-from alignment.command import Refused
-from alignment.integrity import Records
-from benchmarks import clone
-from stages import verify
+from alignment.runtime import Refused
+from commands.verify import __main__ as verify
+from commands.verify import copies, integrity
+from commands.verify.integrity import Records
+from soak import clone
 
 
 @pytest.fixture(scope="module")

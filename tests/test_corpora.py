@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from alignment import corpora, records
-from alignment.command import Refused
-from alignment.corpora import Cause, Malformed, Refusal, Role
+from alignment import corpora
+from alignment.corpora import Cause, Refusal, Role
+from alignment.runtime import Refused, records
+from alignment.runtime.records import Malformed
 
 MINI = Path(__file__).parents[1] / "data/mini"
 

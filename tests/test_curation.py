@@ -17,17 +17,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignment import benchmarks, corpora, curation, overlap, pins, scan
-from alignment.chat import Lengths
-from alignment.command import Refused
+from alignment import corpora
 from alignment.corpora import Cause, Role
-from alignment.curation import Account, Measured
-from alignment.keys import Policy
-from alignment.overlap import Contamination, Item
-from alignment.scan import Row
+from alignment.fetching import pins
+from alignment.models.chat import Lengths
+from alignment.runtime import Refused
+from alignment.sampling import curation, decontamination, deduplication, reader
+from alignment.sampling.curation import Account, Measured
+from alignment.sampling.decontamination import Contamination, Item
+from alignment.sampling.order import Policy
+from alignment.sampling.reader import Row
+from alignment.sampling.words import hashes, normal
+from alignment.scoring.benchmarks import tasks
 
 MINI = Path(__file__).parents[1] / "data/mini"
-TASKS = tuple(benchmarks.BENCHMARKS)
+TASKS = tuple(tasks.BENCHMARKS)
 
 
 def demo(question: str, answer: str) -> dict[str, Any]:
@@ -45,8 +49,8 @@ def measured(
     too_long: Callable[[str], Cause | None] = lambda text: None,
     contamination: Callable[[str], list[Item]] = lambda text: [],
 ) -> Measured:
-    text, opened = (" ".join(overlap.normal(said(example))) for said in (corpora.whole_text, corpora.opening))
-    signature = overlap.signature(overlap.hashes(text.split()))
+    text, opened = (" ".join(normal(said(example))) for said in (corpora.whole_text, corpora.opening))
+    signature = deduplication.signature(hashes(text.split()))
     lengths = Lengths(1, 1, 0)
     return Measured(text.encode(), opened.encode(), lengths, too_long(text), contamination(text), signature)
 
@@ -68,8 +72,8 @@ def sample(
     group = corpora.load(name, role).GROUP
     policy = Policy(name, role, raw, seed, item_seed, share, malformed)
     cap = group.cap if group and role is Role.comparisons else None
-    with scan.reading(policy, partial(partial, measure), processes) as reader:
-        return curation.choose(reader, kept, heldout, cap, near)
+    with reader.reading(policy, partial(partial, measure), processes) as source:
+        return curation.choose(source, kept, heldout, cap, near)
 
 
 def ids(rows: list[Row]) -> list[str]:
@@ -137,14 +141,14 @@ import sys, time
 from functools import partial
 from pathlib import Path
 import psutil
-from alignment import scan
 from alignment.corpora import Role
-from alignment.keys import Policy
+from alignment.sampling import reader
+from alignment.sampling.order import Policy
 
 if __name__ == "__main__":
     policy = Policy("own", Role.demonstrations, Path(sys.argv[1]), 0, 0, 0.3, 0)
-    with scan.reading(policy, partial(partial, len), 2) as reader:
-        reader.keys()
+    with reader.reading(policy, partial(partial, len), 2) as source:
+        source.keys()
         print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
         time.sleep(60)
 """
@@ -303,13 +307,13 @@ def test_the_signature_estimates_the_share_of_common_runs(shared: int) -> None:
     texts = [[*common, *(str(draw.random()) for _ in range(200 - shared))] for _ in range(2)]
     sets = [{tuple(words[i : i + 5]) for i in range(len(words) - 4)} for words in texts]
     true = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-    one, other = (overlap.signature(overlap.hashes(words)) for words in texts)
+    one, other = (deduplication.signature(hashes(words)) for words in texts)
     assert abs(float((one == other).mean()) - true) <= 4 * (true * (1 - true) / 128) ** 0.5
 
 
 def test_short_texts_have_a_signature_of_all_their_words() -> None:
-    same, other, none = (overlap.signature(overlap.hashes(words)) for words in (["a", "b"], ["a", "c"], []))
-    assert (same == overlap.signature(overlap.hashes(["a", "b"]))).all()
+    same, other, none = (deduplication.signature(hashes(words)) for words in (["a", "b"], ["a", "c"], []))
+    assert (same == deduplication.signature(hashes(["a", "b"]))).all()
     assert not (same == other).any() and not (same == none).any()
 
 
@@ -328,7 +332,7 @@ def test_short_texts_have_a_signature_of_all_their_words() -> None:
     ],
 )
 def test_normal(one: str, other: str, equal: bool) -> None:
-    assert (overlap.normal(one) == overlap.normal(other)) is equal
+    assert (normal(one) == normal(other)) is equal
 
 
 # The wrong shape
@@ -361,7 +365,7 @@ def test_the_first_five_malformed_rows_are_shown_and_no_more_are_read(tmp_path: 
 
 
 def contamination(items: dict[str, Iterable[tuple[str, str, str]]], text: str) -> list[Item]:
-    return Contamination(items, 13)(overlap.hashes(overlap.normal(text)))
+    return Contamination(items, 13)(hashes(normal(text)))
 
 
 LONG = "A farmer leaves his wet boots beside the stove every night. Why do they crack?"
@@ -430,7 +434,7 @@ SCIQ = {
     ],
 )
 def test_the_items_of_a_task_whose_columns_nobody_named_are_found(text: str, found: list[int]) -> None:
-    texts = [(str(number), *pair) for number, *pair in overlap.telling([OPENBOOKQA, SCIQ])]
+    texts = [(str(number), *pair) for number, *pair in decontamination.telling([OPENBOOKQA, SCIQ])]
     assert contamination({"other": texts}, text) == [("other", str(number)) for number in found]
 
 
@@ -452,12 +456,12 @@ CHINESE = [
     ],
 )
 def test_items_in_a_script_without_spaces_are_found_inside_a_text(text: str, found: list[int]) -> None:
-    texts = [(str(number), *pair) for number, *pair in overlap.telling(CHINESE)]
+    texts = [(str(number), *pair) for number, *pair in decontamination.telling(CHINESE)]
     assert contamination({"other": texts}, text) == [("other", str(number)) for number in found]
 
 
 def test_a_task_of_one_item_has_its_texts() -> None:
-    assert {text for _, text, _ in overlap.telling([SCIQ])} == {value for value in SCIQ.values() if value}
+    assert {text for _, text, _ in decontamination.telling([SCIQ])} == {value for value in SCIQ.values() if value}
 
 
 @pytest.mark.parametrize("sides", [("messages",), ("prompt", "chosen", "rejected"), ("prompt", "rejected", "chosen")])
@@ -469,18 +473,18 @@ def test_an_item_is_found_across_the_turns_of_a_row(sides: tuple[str, ...]) -> N
     assert contamination(ITEMS, corpora.whole_text(example)) == [("mmlu", "who")]
 
 
-@pytest.mark.parametrize("task", benchmarks.BENCHMARKS)
+@pytest.mark.parametrize("task", tasks.BENCHMARKS)
 def test_every_embedded_item_has_a_text_and_is_found(task: str, tmp_path: Path) -> None:
     (tmp_path / task).symlink_to(MINI / pins.BENCHMARKS[task].name, target_is_directory=True)
-    texts = list(benchmarks.texts(tmp_path, task))
+    texts = list(tasks.texts(tmp_path, task))
     find = Contamination({task: texts}, 13)
-    quoted = [(name, overlap.normal(f"{question} {answer}")) for name, question, answer in texts]
-    assert texts and all((task, name) in find(overlap.hashes(words)) for name, words in quoted if len(words) >= 4)
+    quoted = [(name, normal(f"{question} {answer}")) for name, question, answer in texts]
+    assert texts and all((task, name) in find(hashes(words)) for name, words in quoted if len(words) >= 4)
 
 
 def test_a_benchmark_without_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"piqa has no piqa_validation.parquet; run `dvc repro fetch-benchmarks`"):
-        list(benchmarks.items(tmp_path, "piqa"))
+        list(tasks.items(tmp_path, "piqa"))
 
 
 # The table

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from alignment.command import Refused
 from alignment.corpora import Role
-from alignment.description import Lengths, describe, diversity, group_words
+from alignment.runtime import Refused
+from alignment.sampling.description import Lengths, describe, diversity, group_words
 
 GROUPS = {"muslim": ["muslim", "muslims"], "native_american": ["native american"], "women": ["women"]}
 

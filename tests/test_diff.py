@@ -13,8 +13,8 @@ import workflow
 from clones import ENVIRONMENT, change, git, ran
 from workflow import Run
 
-from alignment.command import Refused
-from stages import diff
+from alignment.runtime import Refused
+from commands.diff import __main__ as diff
 
 ROOT = Path(__file__).parents[1]
 

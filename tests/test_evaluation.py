@@ -9,11 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignment import benchmarks, evaluation, models, pins
-from alignment.chat import Chat, Template, Text
-from alignment.command import Refused
-from alignment.evaluation import Part
-from alignment.models import Dtype
+from alignment.fetching import pins
+from alignment.models import loading
+from alignment.models.chat import Chat, Template, Text
+from alignment.models.loading import Dtype
+from alignment.runtime import Refused
+from alignment.scoring.benchmarks import evaluation, tasks
+from alignment.scoring.benchmarks.answers import PROMPTS, _answer, greedy_answers
+from alignment.scoring.benchmarks.evaluation import Part
 from benchmarks import peers
 
 ARC = {
@@ -87,7 +90,7 @@ def real(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def lm(tiny: Path) -> Any:
     """The scoring engine around the tiny model."""
-    return evaluation.scorer(models.load_base(tiny, Dtype.float32, "cpu"), models.tokenizer(tiny), token_budget=512)
+    return evaluation.scorer(loading.load_base(tiny, Dtype.float32, "cpu"), loading.tokenizer(tiny), token_budget=512)
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +100,7 @@ def peer(lm: Any) -> Any:
 
 
 def all_parts(folder: Path, limit: int | None = None) -> list[Part]:
-    return [part for task in benchmarks.BENCHMARKS for part in evaluation.items(folder, task, limit, 0)]
+    return [part for task in tasks.BENCHMARKS for part in evaluation.items(folder, task, limit, 0)]
 
 
 def agrees(lm: Any, peer: Any, folder: Path, limit: int | None, cache: Path) -> None:
@@ -157,9 +160,9 @@ def test_truthfulqa_has_no_gold_and_mc2_is_the_share_of_the_true(lm: Any, folder
 
 
 def test_a_score_that_is_no_number_is_refused(folder: Path, tiny: Path) -> None:
-    model = models.load_base(tiny, Dtype.float32, "cpu")
+    model = loading.load_base(tiny, Dtype.float32, "cpu")
     model.lm_head.weight.data.fill_(math.nan)
-    broken = evaluation.scorer(model, models.tokenizer(tiny), token_budget=512)
+    broken = evaluation.scorer(model, loading.tokenizer(tiny), token_budget=512)
     with pytest.raises(Refused, match="piqa, row 0: the score is nan"):
         evaluation.score(broken, evaluation.items(folder, "piqa", None, 0))
 
@@ -180,7 +183,7 @@ def test_bos_stands_where_the_tokenizer_puts_one(lm: Any, tiny: Path) -> None:
     assert lm.tok_encode("Question: x") == Text(lm.tokenizer).raw("Question: x")
     assert lm.tok_encode("Question: x")[0] == bos
 
-    without, closing = models.tokenizer(tiny), models.tokenizer(tiny)
+    without, closing = loading.tokenizer(tiny), loading.tokenizer(tiny)
     without.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     closing.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", closing.eos_token_id)]
@@ -386,20 +389,20 @@ def greedy(model: Any, ids: list[int], tokens: int, eos: int) -> list[int]:
 def test_answers_are_greedy_whatever_the_model_would_rather_do(tiny: Path) -> None:
     from transformers import GenerationConfig
 
-    chat = Chat(models.tokenizer(tiny), Template.chatml)
-    model = models.load_base(tiny, Dtype.float32, "cpu")
+    chat = Chat(loading.tokenizer(tiny), Template.chatml)
+    model = loading.load_base(tiny, Dtype.float32, "cpu")
     model.generation_config = GenerationConfig(do_sample=True, temperature=5.0, repetition_penalty=3.0)
-    replies = evaluation.answers(model, chat, 6)
-    assert [reply["prompt"] for reply in replies] == list(evaluation.PROMPTS)
+    replies = greedy_answers(model, chat, 6)
+    assert [reply["prompt"] for reply in replies] == list(PROMPTS)
     for reply in replies:
         ids = chat.prompt([{"role": "user", "content": reply["prompt"]}])
         expected = greedy(model, ids, 6, chat.tokenizer.eos_token_id)
-        assert reply == evaluation._answer(reply["prompt"], expected, chat)
+        assert reply == _answer(reply["prompt"], expected, chat)
 
 
 def test_an_answer_ends_at_eos(tiny: Path) -> None:
-    chat = Chat(models.tokenizer(tiny), Template.chatml)
+    chat = Chat(loading.tokenizer(tiny), Template.chatml)
     eos, yes = chat.tokenizer.eos_token_id, chat.text("yes")
     ended = {"prompt": "p", "answer": "yes", "tokens": 4, "finished": True}
-    assert evaluation._answer("p", [*yes, eos, eos, eos], chat) == ended
-    assert evaluation._answer("p", yes, chat) == {**ended, "tokens": 3, "finished": False}
+    assert _answer("p", [*yes, eos, eos, eos], chat) == ended
+    assert _answer("p", yes, chat) == {**ended, "tokens": 3, "finished": False}

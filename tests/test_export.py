@@ -8,12 +8,13 @@ import pipeline
 import pytest
 import torch
 
-from alignment import files, models, training
-from alignment.chat import Chat, Template
-from alignment.command import Refused
 from alignment.corpora import Role
-from alignment.models import Dtype
-from stages import export
+from alignment.models import loading
+from alignment.models.chat import Chat, Template
+from alignment.models.loading import Dtype
+from alignment.runtime import Refused, files
+from alignment.training import logps
+from commands import export
 
 DOCS = Path(__file__).parents[1] / "docs"
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it late?"}]
@@ -40,9 +41,9 @@ def test_export_is_the_checkpoint_merged(trained: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     merged, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-    ids = Chat(models.tokenizer(base), Template.chatml).prompt(MESSAGES)  # type: ignore[arg-type]
+    ids = Chat(loading.tokenizer(base), Template.chatml).prompt(MESSAGES)  # type: ignore[arg-type]
     assert list(tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True).input_ids) == ids
-    adapted = models.load(base, trained / "models/sft", Dtype.float32, "cpu")
+    adapted = loading.load(base, trained / "models/sft", Dtype.float32, "cpu")
     with torch.no_grad():
         wanted, found = (model(input_ids=torch.tensor([ids])).logits for model in (adapted, merged))
     assert torch.allclose(wanted, found, atol=1e-5)
@@ -61,16 +62,14 @@ def test_the_documented_lines_load_an_adapter_and_give_its_log_probabilities(
     exec(lines.replace("models/dpo", f"models/{stage}"), found)  # noqa: S102
 
     base = trained / "models/base"
-    row = Chat(models.tokenizer(base), Template.chatml).demonstration(
+    row = Chat(loading.tokenizer(base), Template.chatml).demonstration(
         [{"role": "user", "content": "Is it late?"}, {"role": "assistant", "content": "It is."}]
     )
     assert found["ids"][0].tolist() == row["input_ids"]
-    adapted = models.load(base, trained / "models" / stage, Dtype.float32, "cpu")
-    reply = training.trained_logps(adapted, row)
+    adapted = loading.load(base, trained / "models" / stage, Dtype.float32, "cpu")
+    reply = logps.trained_logps(adapted, row)
     assert torch.allclose(found["logps"][-len(reply) :], reply, atol=1e-5)
-    assert not torch.allclose(
-        training.trained_logps(models.load_base(base, Dtype.float32, "cpu"), row), reply, atol=1e-3
-    )
+    assert not torch.allclose(logps.trained_logps(loading.load_base(base, Dtype.float32, "cpu"), row), reply, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ def test_the_documented_lines_load_an_adapter_and_give_its_log_probabilities(
 def test_an_adapter_names_a_base_that_loads(source: str, name: str, revision: str | None, tmp_path: Path) -> None:
     provenance = {"repository": "owner/name", "revision": "c" * 40, "source": source}
     files.write_json(tmp_path / "models/base/provenance.json", provenance)
-    found = models.where(tmp_path / "models/base")
+    found = loading.where(tmp_path / "models/base")
     assert found == {"base_model_name_or_path": name, "revision": revision}
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import faults
-from benchmarks.clone import Clone
+from soak import faults
+from soak.clone import Clone
 
 
 @pytest.fixture(scope="module")

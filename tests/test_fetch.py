@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from hub import Hub, serving
 
-from alignment import corpora, files, pins
+from alignment import corpora
+from alignment.corpora import Repository
+from alignment.fetching import pins
+from alignment.runtime import files
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,7 +23,7 @@ def fetch(what: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def put(mirror: Path, repository: pins.Repository) -> None:
+def put(mirror: Path, repository: Repository) -> None:
     """A file for each pattern of `repository`."""
     for pattern in repository.files:
         path = mirror / repository.name / pattern.replace("*", "some")

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from alignment import files
-from alignment.checks import fetched
-from alignment.checks.findings import Level
-from alignment.command import Refused
 from alignment.corpora import Role
-from stages import fetch, verify
-from stages import fetched as command
+from alignment.runtime import Refused, files
+from commands import fetched as command
+from commands.doctor import fetched
+from commands.doctor.findings import Level
+from commands.verify import __main__ as verify
+from stages import fetch
 
 ROOT = Path(__file__).parents[1]
 
@@ -152,4 +152,4 @@ def test_make_repro_asks_before_dvc() -> None:
     printed = subprocess.run(
         ["make", "--dry-run", "repro"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert printed.index("stages.fetched params.yaml") < printed.index("dvc repro")
+    assert printed.index("commands.fetched params.yaml") < printed.index("dvc repro")

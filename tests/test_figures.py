@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alignment import figures
+from alignment.reporting import charts
 from stages import report
 
 ROOT = Path(__file__).parents[1]
@@ -38,13 +38,13 @@ def texts(svg: str) -> list[str]:
 
 
 def test_the_figure_by_group_names_all_in_the_order_of_its_rows() -> None:
-    svg = figures.svg(ROOT / "alignment/groups.json", points(), 'A "title"')
+    svg = charts.svg(ROOT / "alignment/reporting/groups.json", points(), 'A "title"')
     found = texts(svg)
     for wanted in ('A "title"', "potters", "average", *CHECKPOINTS.values(), "AUC by length", "published score"):
         assert wanted in [text.replace("&quot;", '"') for text in found]
     assert "<b>" not in svg and "cooks &lt;b&gt;" in found
     assert found.index("potters") < found.index("cooks &lt;b&gt;") < found.index("average")
-    assert figures.svg(ROOT / "alignment/groups.json", points(), 'A "title"') == svg
+    assert charts.svg(ROOT / "alignment/reporting/groups.json", points(), 'A "title"') == svg
 
 
 def test_a_figure_that_a_checkpoint_does_not_have_is_left_out() -> None:
@@ -53,9 +53,9 @@ def test_a_figure_that_a_checkpoint_does_not_have_is_left_out() -> None:
         row | {"value": None, "value_low": None, "value_high": None} if row["group"] == "potters" else row
         for row in rows
     ]
-    svg = figures.svg(ROOT / "alignment/groups.json", bare, "")
+    svg = charts.svg(ROOT / "alignment/reporting/groups.json", bare, "")
     marks = [svg.count(f'aria-roledescription="{kind}"') for kind in ("point", "rule mark", "tick")]
-    whole = figures.svg(ROOT / "alignment/groups.json", rows, "")
+    whole = charts.svg(ROOT / "alignment/reporting/groups.json", rows, "")
     assert marks[0] < whole.count('aria-roledescription="point"')
     assert "potters" not in texts(svg)
 
@@ -66,12 +66,12 @@ def test_it_is_drawn_from_what_dvc_plots_reads(tmp_path: Path) -> None:
 
     lines = report._csv(points()).splitlines()
     read = list(csv.DictReader(lines))
-    drawn = [figures.svg(ROOT / "alignment/groups.json", rows, "") for rows in (points(), read)]
+    drawn = [charts.svg(ROOT / "alignment/reporting/groups.json", rows, "") for rows in (points(), read)]
     shapes = [re.findall(r' d="([^"]*)"', svg) for svg in drawn]
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("template", ["alignment/groups.json", "benchmarks/spread.json"])
+@pytest.mark.parametrize("template", ["alignment/reporting/groups.json", "benchmarks/spread.json"])
 def test_a_template_is_filled_by_dvc_s_own_names(template: str) -> None:
     from dvc_render.vega_templates import Template
 

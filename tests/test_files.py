@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from clones import dvc
 
-from alignment import files
-from alignment.command import Refused
+from alignment.runtime import Refused, files
 
 
 def names(folder: Path) -> list[str]:
@@ -79,7 +78,7 @@ def test_an_output_takes_the_place_of_anything(leftover: str, older: str, newer:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from alignment import files
+from alignment.runtime import files
 with files.whole(Path(sys.argv[1])) as partial:
     partial.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -100,7 +99,7 @@ def test_a_killed_writer_leaves_the_older_output_and_the_next_one_clears_up(tmp_
 HOLD = """
 import sys
 from pathlib import Path
-from alignment import files
+from alignment.runtime import files
 files.claim(Path(sys.argv[1]))
 print("holding", flush=True)
 sys.stdin.read()

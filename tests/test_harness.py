@@ -12,10 +12,10 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 
-from alignment import models
-from alignment.command import Refused
-from alignment.harness import SharedPrefix
-from alignment.models import Dtype
+from alignment.models import loading
+from alignment.models.loading import Dtype
+from alignment.runtime import Refused
+from alignment.scoring.benchmarks.harness import SharedPrefix
 
 WINDOW = 96  # tokens: the tiny model's own window is longer than any text here
 PAIRS = [
@@ -37,7 +37,7 @@ TEXTS = ["x", "A text of one window.", "0123456789" * 25, "ab" * (WINDOW // 2), 
 @pytest.fixture(scope="module")
 def pair(tiny: Path) -> tuple[SharedPrefix, Any]:
     """Ours and lm-eval's around one model, which reads a short window only."""
-    model, tokenizer = models.load_base(tiny, Dtype.float32, "cpu"), models.tokenizer(tiny)
+    model, tokenizer = loading.load_base(tiny, Dtype.float32, "cpu"), loading.tokenizer(tiny)
     model.config.max_position_embeddings = WINDOW
     ours = SharedPrefix(model, tokenizer, token_budget=256)
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, add_bos_token=True)
@@ -100,8 +100,8 @@ def test_lm_eval_s_command_line_finds_it_and_attaches_an_adapter(tiny: Path, tmp
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        adapted = get_peft_model(models.load_base(tiny, Dtype.float32, "cpu"), config)
-    models.save_adapter(adapted, models.tokenizer(tiny), tiny, tmp_path / "sft", {"base": models.identity(tiny)})
+        adapted = get_peft_model(loading.load_base(tiny, Dtype.float32, "cpu"), config)
+    loading.save_adapter(adapted, loading.tokenizer(tiny), tiny, tmp_path / "sft", {"base": loading.identity(tiny)})
     assert get_model("shared-prefix") is SharedPrefix
     requests = instances([("The sky is", " blue"), ("The sky is", " green")])
 
@@ -118,5 +118,5 @@ def test_lm_eval_s_command_line_finds_it_and_attaches_an_adapter(tiny: Path, tmp
 
 
 def test_lm_eval_s_own_classes_stay_registered() -> None:
-    code = "import alignment.harness; from lm_eval.api.registry import get_model; get_model('hf')"
+    code = "import alignment.scoring.benchmarks.harness; from lm_eval.api.registry import get_model; get_model('hf')"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hostile
+from soak import hostile
 
 
 @pytest.mark.parametrize(

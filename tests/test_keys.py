@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment import corpora, keys, records, scan
-from alignment.command import Refused
+from alignment import corpora
 from alignment.corpora import Role
-from alignment.keys import KEY, Policy
+from alignment.runtime import Refused, records
+from alignment.sampling import order, reader
+from alignment.sampling.order import KEY, Policy
 
 FLAT = [name for name in corpora.names() if hasattr(corpora.load(name), "TURNS")]
 # Everything that some reader takes for a blank, and texts on both sides of what is seen at first sight.
@@ -44,7 +45,7 @@ def test_columns_give_the_parser_s_keys(
     path = raw / "rows.parquet"
     pq.write_table(pa.table({column: pa.array([row[column] for row in rows], kind) for column in columns}), path)
     how = policy(name, raw)
-    found = np.concatenate(scan._find(how, 0, records.parts(path)[0]).keys)
+    found = np.concatenate(reader._find(how, 0, records.parts(path)[0]).keys)
     assert {int(key["number"]): key.item() for key in found} == {
         number: np.array(key, dtype=KEY).item() for number, key in slow(how, path).items()
     }
@@ -65,7 +66,7 @@ def test_a_column_of_another_type_is_left_to_the_parser(column: list[Any] | None
     values = {"system_prompt": ["a", "b"], "question": ["c", "d"], "response": column}
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({name: value for name, value in values.items() if value is not None}), path)
-    found = scan._find(policy("orca", tmp_path), 0, records.parts(path)[0])
+    found = reader._find(policy("orca", tmp_path), 0, records.parts(path)[0])
     wrong = 1 if column == ["a", None] else 2
     assert (found.read, found.dropped[corpora.Cause.malformed], sum(map(len, found.keys))) == (2, wrong, 2 - wrong)
     assert len(found.wrong) == wrong and all("response" in line for line in found.wrong)
@@ -76,7 +77,7 @@ def test_text_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
     broken = pa.array([b"seen \xff"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"system_prompt": ["a"], "question": ["b"], "response": broken}), path)
     with pytest.raises(Refused, match=r"rows\.parquet: not a whole Parquet file .*UTF8"):
-        scan._find(policy("orca", tmp_path), 0, records.parts(path)[0])
+        reader._find(policy("orca", tmp_path), 0, records.parts(path)[0])
 
 
 def test_the_share_held_out_is_that_asked_for(tmp_path: Path) -> None:
@@ -106,4 +107,4 @@ def test_equal_content_alone_is_joined_alike() -> None:
     ]
     replies = [[{"role": "assistant", "content": text}] for text in texts]
     examples += [{"prompt": [], "chosen": one, "rejected": two} for one in replies for two in replies]
-    assert len({keys._content(example) for example in examples}) == len(examples)
+    assert len({order._content(example) for example in examples}) == len(examples)

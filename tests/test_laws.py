@@ -9,9 +9,11 @@ from typing import Any
 import pipeline
 import pytest
 
-from alignment import evaluation, files, models
-from alignment.benchmarks import BENCHMARKS
 from alignment.corpora import Role
+from alignment.models import loading
+from alignment.runtime import files
+from alignment.scoring.benchmarks import evaluation
+from alignment.scoring.benchmarks.tasks import BENCHMARKS
 
 STAGES = {
     "sample": ["data/sampled", "metrics/sample"],
@@ -76,9 +78,9 @@ def test_nothing_is_left_beside_the_outputs(twice: tuple[Path, Path]) -> None:
 
 def test_adapter_knows_its_base(twice: tuple[Path, Path], tiny: Path) -> None:
     one, _ = twice
-    assert models.lineage(one / "models/dpo")["parent"] == files.tree_sha256(one / "models/sft")
-    with pytest.raises(models.Refused, match="another base"):
-        models.load(tiny, one / "models/sft", models.Dtype.float32, "cpu")
+    assert loading.lineage(one / "models/dpo")["parent"] == files.tree_sha256(one / "models/sft")
+    with pytest.raises(loading.Refused, match="another base"):
+        loading.load(tiny, one / "models/sft", loading.Dtype.float32, "cpu")
 
 
 def test_sample_names_an_item_as_eval_does(twice: tuple[Path, Path], tmp_path: Path) -> None:

@@ -27,10 +27,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from alignment import likelihood, models
-from alignment.command import Refused
-from alignment.likelihood import Engine, Request, Score, Tree
-from alignment.models import Dtype
+from alignment.models import loading
+from alignment.models.loading import Dtype
+from alignment.runtime import Refused
+from alignment.scoring.engine import engine, prefix_tree
+from alignment.scoring.engine.engine import Engine, Score
+from alignment.scoring.engine.prefix_tree import Request, Tree
 
 ROOT = Path(__file__).parents[1]
 BYTES = 256
@@ -39,7 +41,7 @@ WIDTH = 64  # the tiny model's
 
 def load(tiny: Path, attention: str = "sdpa", dtype: Dtype = Dtype.float32) -> PreTrainedModel:
     """The tiny model, its weights larger, so that every token it sees moves what it says by far more than rounding."""
-    model = models.load_base(tiny, dtype, "cpu")
+    model = loading.load_base(tiny, dtype, "cpu")
     model.set_attn_implementation(attention)
     with torch.no_grad():
         for weight in model.parameters():
@@ -129,16 +131,16 @@ def test_scores_are_those_of_plain_forward_passes(tiny: Path, seed: int, attenti
     model, requests = load(tiny, attention), nested(seed)
     wanted = oracle(model, requests)
     for token_budget in (64, 4096):
-        engine = Engine(model, token_budget)
-        agree(engine.score(requests), wanted)
-        assert engine.shares
-        assert engine.tokens[0] < engine.tokens[1] / 3
+        scorer = Engine(model, token_budget)
+        agree(scorer.score(requests), wanted)
+        assert scorer.shares
+        assert scorer.tokens[0] < scorer.tokens[1] / 3
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_those_requests_have_cached_prefixes_and_trees_in_a_row(seed: int) -> None:
     tree = Tree(nested(seed), 1 << 16)
-    trees = [span for span in likelihood.rows(tree, WIDTH, overhead=64) if span.high - span.low > 1]
+    trees = [span for span in prefix_tree.rows(tree, WIDTH, overhead=64) if span.high - span.low > 1]
     assert any(not span.depth for span in trees)
     prefixes = {tree.sequences[span.low][: span.depth] for span in trees if span.depth}
     assert len(prefixes) == 2
@@ -148,16 +150,16 @@ def test_those_requests_have_cached_prefixes_and_trees_in_a_row(seed: int) -> No
 def test_scores_stand_in_the_order_of_the_requests(model: PreTrainedModel) -> None:
     requests = nested(3)
     order = random.Random(0).sample(range(len(requests)), len(requests))
-    engine = Engine(model, 256)
-    scores = engine.score(requests)
+    scorer = Engine(model, 256)
+    scores = scorer.score(requests)
     assert len(set(scores)) > len(requests) / 2
-    assert engine.score([requests[number] for number in order]) == [scores[number] for number in order]
+    assert scorer.score([requests[number] for number in order]) == [scores[number] for number in order]
 
 
 def test_a_score_of_many_positions_is_read_off_in_parts(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(likelihood, "HEAD", 7)
+    monkeypatch.setattr(engine, "HEAD", 7)
     requests = nested(4)
     agree(Engine(model, 1024).score(requests), oracle(model, requests))
 
@@ -177,9 +179,9 @@ def test_what_greedy_decoding_says_is_greedy_and_nothing_else_is(model: PreTrain
 
 
 def test_no_requests_have_no_scores(model: PreTrainedModel) -> None:
-    engine = Engine(model, 64)
-    assert engine.score([]) == []
-    assert engine.tokens == (0, 0)
+    scorer = Engine(model, 64)
+    assert scorer.score([]) == []
+    assert scorer.tokens == (0, 0)
 
 
 # What is computed
@@ -189,22 +191,22 @@ def test_a_shared_prefix_is_read_once(model: PreTrainedModel, monkeypatch: pytes
     requests = truthfulqa()
     sequences = [(*context, *continuation)[:-1] for context, continuation in requests]
     distinct = {sequence[:end] for sequence in sequences for end in range(1, len(sequence) + 1)}
-    engine = Engine(model, 1)  # one row a pass: no padding
+    scorer = Engine(model, 1)  # one row a pass: no padding
     read: list[int] = []
     watched(monkeypatch, model, lambda input_ids, **_: read.append(input_ids.numel()))
-    agree(engine.score(requests), oracle(model, requests))
-    assert len(distinct) <= engine.tokens[0] <= 1.1 * len(distinct)
-    assert engine.tokens[1] == sum(map(len, sequences))
-    assert sum(read) == engine.tokens[0] + engine.tokens[1]  # the engine's, and the oracle's
+    agree(scorer.score(requests), oracle(model, requests))
+    assert len(distinct) <= scorer.tokens[0] <= 1.1 * len(distinct)
+    assert scorer.tokens[1] == sum(map(len, sequences))
+    assert sum(read) == scorer.tokens[0] + scorer.tokens[1]  # the engine's, and the oracle's
 
 
 @pytest.mark.parametrize("token_budget", [1, 100, 2048])
 @pytest.mark.parametrize("requests", [truthfulqa(), nested(0), nested(1)], ids=["truthfulqa", "nested", "another"])
 def test_a_plan_has_every_sequence_once_in_batches_of_one_prefix(requests: list[Request], token_budget: int) -> None:
     tree = Tree(requests, 1 << 16)
-    spans = likelihood.rows(tree, WIDTH, overhead=64)
+    spans = prefix_tree.rows(tree, WIDTH, overhead=64)
     assert sorted(n for span in spans for n in range(span.low, span.high)) == list(range(len(tree.sequences)))
-    batches = likelihood.plan(tree, spans, token_budget, overhead=64)
+    batches = prefix_tree.plan(tree, spans, token_budget, overhead=64)
     assert sorted(span for batch in batches for span in batch) == sorted(spans)
     for batch in batches:
         longest = max(len(tree.row(span).tokens) for span in batch)
@@ -228,14 +230,14 @@ def test_batches_are_the_cheapest_of_all_ways_to_cut_the_rows(seed: int) -> None
         return sum(len(part) * part[0] + overhead for part in parts)
 
     ways = [ends for count in range(9) for ends in combinations(range(1, 9), count)]
-    found = likelihood._cuts(np.array(lengths), budget, overhead)
+    found = prefix_tree._cuts(np.array(lengths), budget, overhead)
     assert found[-1] == len(lengths)
     assert cost(tuple(found[:-1])) == min(map(cost, ways))
 
 
 def test_a_row_spells_its_sequences() -> None:
     tree = Tree(nested(0), 1 << 16)
-    for span in likelihood.rows(tree, WIDTH, overhead=64):
+    for span in prefix_tree.rows(tree, WIDTH, overhead=64):
         row = tree.row(span)
         assert len(row.tokens) == len(row.positions) == tree.tokens(span)
         for sequence, path in zip(tree.sequences[span.low : span.high], row.paths, strict=True):
@@ -245,15 +247,15 @@ def test_a_row_spells_its_sequences() -> None:
 
 def test_the_vocabulary_head_reads_scored_positions_only(model: PreTrainedModel) -> None:
     context = tokens(random.Random(0), 50, 50)
-    engine = Engine(model, 256)
+    scorer = Engine(model, 256)
     read: list[int] = []
     # A hook before the head's pass would come before the engine's own.
     hook = model.lm_head.register_forward_hook(lambda _, inputs, output: read.append(inputs[0].shape[:-1].numel()))
     try:
-        engine.score([Request(context, [token]) for token in (1, 2, 3, 4)])
+        scorer.score([Request(context, [token]) for token in (1, 2, 3, 4)])
         assert sum(read) == 1
         read.clear()
-        engine.score([Request(context, [1, 2, 3]), Request(context, [1, 2, 4]), Request(context, [5, 6])])
+        scorer.score([Request(context, [1, 2, 3]), Request(context, [1, 2, 4]), Request(context, [5, 6])])
         assert sum(read) == 4  # after the context, after 1, after 1 2, after 5
     finally:
         hook.remove()
@@ -271,7 +273,7 @@ def test_prefixes_are_shared_where_the_model_heeds_the_mask(
     assert not caplog.records
 
 
-SEES = likelihood._sees
+SEES = engine._sees
 
 
 def sees_its_row(row: Any, depth: int, longest: int) -> Any:
@@ -297,14 +299,14 @@ def test_a_mask_that_is_not_heeded_is_found_and_done_without(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model = models.load_base(tiny, Dtype.float32, "cpu") if plain else load(tiny)
-    monkeypatch.setattr(likelihood, "_sees", fault)
-    engine = Engine(model, 512)
-    assert not engine.shares
+    model = loading.load_base(tiny, Dtype.float32, "cpu") if plain else load(tiny)
+    monkeypatch.setattr(engine, "_sees", fault)
+    scorer = Engine(model, 512)
+    assert not scorer.shares
     assert "prefixes are not shared with this model: the self-test is" in caplog.text
     requests = nested(0, [5])
-    agree(engine.score(requests), oracle(model, requests))
-    assert engine.tokens[0] > engine.tokens[1] / 2
+    agree(scorer.score(requests), oracle(model, requests))
+    assert scorer.tokens[0] > scorer.tokens[1] / 2
 
 
 def test_a_model_that_refuses_the_mask_computes_each_sequence_alone(
@@ -315,11 +317,11 @@ def test_a_model_that_refuses_the_mask_computes_each_sequence_alone(
             raise ValueError("wanted a mask of two dimensions")
 
     watched(monkeypatch, model, refuse)
-    engine = Engine(model, 512)
-    assert not engine.shares
+    scorer = Engine(model, 512)
+    assert not scorer.shares
     assert "it refuses a mask or cached keys (ValueError: wanted a mask of two dimensions)" in caplog.text
     requests = nested(1, [5])
-    agree(engine.score(requests), oracle(model, requests))
+    agree(scorer.score(requests), oracle(model, requests))
 
 
 @pytest.fixture(scope="module")
@@ -345,10 +347,10 @@ def test_prefixes_are_not_shared_beyond_a_sliding_window(
     sliding: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     requests = nested(0, [5])
-    engine = Engine(sliding, 512)
-    agree(engine.score(requests), oracle(sliding, requests))
+    scorer = Engine(sliding, 512)
+    agree(scorer.score(requests), oracle(sliding, requests))
     assert "prefixes are not shared: the model attends over 16 tokens only" in caplog.text
-    assert engine.tokens[0] > engine.tokens[1] / 2
+    assert scorer.tokens[0] > scorer.tokens[1] / 2
 
 
 def test_prefixes_are_shared_inside_a_sliding_window(
@@ -359,10 +361,10 @@ def test_prefixes_are_shared_inside_a_sliding_window(
     questions = [start + tokens(draw, 2, 4) for _ in range(40)]
     requests = [Request(question, tokens(draw, 7, 7)) for question in questions for _ in range(4)]
     assert max(len(context) + len(continuation) - 1 for context, continuation in requests) == 16
-    engine = Engine(sliding, 512)
-    agree(engine.score(requests), oracle(sliding, requests))
+    scorer = Engine(sliding, 512)
+    agree(scorer.score(requests), oracle(sliding, requests))
     assert not caplog.records
-    assert engine.tokens[0] < engine.tokens[1] * 0.7
+    assert scorer.tokens[0] < scorer.tokens[1] * 0.7
 
 
 # Memory
@@ -381,12 +383,12 @@ def test_a_batch_that_does_not_fit_is_split(
 ) -> None:
     requests = nested(0)
     wanted = oracle(model, requests)
-    monkeypatch.setitem(likelihood.OVERHEAD, "cpu", 4096)  # so that the plan has few batches
-    engine = Engine(model, 4096)
-    tree = Tree(requests, engine.longest)
-    longest = max(map(tree.tokens, likelihood.rows(tree, WIDTH, overhead=4096)))
+    monkeypatch.setitem(prefix_tree.OVERHEAD, "cpu", 4096)  # so that the plan has few batches
+    scorer = Engine(model, 4096)
+    tree = Tree(requests, scorer.longest)
+    longest = max(map(tree.tokens, prefix_tree.rows(tree, WIDTH, overhead=4096)))
     watched(monkeypatch, model, fitting(2 * longest))
-    agree(engine.score(requests), wanted)
+    agree(scorer.score(requests), wanted)
     assert "out of memory with" in caplog.text
     assert "lower token_budget" in caplog.text
 
@@ -395,10 +397,10 @@ def test_a_row_that_does_not_fit_is_refused_with_its_length(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = random.Random(0)
-    engine = Engine(model, 4096)
+    scorer = Engine(model, 4096)
     watched(monkeypatch, model, fitting(60))
     with pytest.raises(Refused, match="one row of 87 tokens does not fit in memory"):
-        engine.score([Request(tokens(draw, 80, 80), tokens(draw, 8, 8)), Request([1], [2, 3])])
+        scorer.score([Request(tokens(draw, 80, 80), tokens(draw, 8, 8)), Request([1], [2, 3])])
 
 
 def test_another_failure_of_the_model_is_not_taken_for_memory(
@@ -407,10 +409,10 @@ def test_another_failure_of_the_model_is_not_taken_for_memory(
     def fail(**_: Any) -> None:
         raise RuntimeError("device-side assert triggered")
 
-    engine = Engine(model, 4096)
+    scorer = Engine(model, 4096)
     watched(monkeypatch, model, fail)
     with pytest.raises(RuntimeError, match="device-side assert"):
-        engine.score(nested(0))
+        scorer.score(nested(0))
 
 
 # Lengths
@@ -426,7 +428,7 @@ def test_another_failure_of_the_model_is_not_taken_for_memory(
     ],
 )
 def test_how_much_a_model_can_read_is_what_its_configuration_says(config: Any, tokens: int) -> None:
-    assert models.longest(config) == tokens
+    assert loading.longest(config) == tokens
 
 
 def test_what_the_model_can_just_read_is_scored_whole(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,9 +463,9 @@ def test_an_adapter_s_scores_are_those_of_the_merged_model(tiny: Path) -> None:
         torch.manual_seed(0)
         adapted: Any = get_peft_model(load(tiny), config).eval()
     requests = nested(0)
-    engine = Engine(adapted, 512)
-    assert engine.shares
-    scores = engine.score(requests)
+    scorer = Engine(adapted, 512)
+    assert scorer.shares
+    scores = scorer.score(requests)
     agree(scores, oracle(copy.deepcopy(adapted).merge_and_unload(), requests))
     base = oracle(load(tiny), requests)
     moved = [abs(ours.loglikelihood - theirs.loglikelihood) for ours, theirs in zip(scores, base, strict=True)]
@@ -477,16 +479,19 @@ import sys
 from itertools import combinations, pairwise
 from pathlib import Path
 
-from alignment import likelihood, models
+from alignment.models import loading
+from alignment.runtime import processes
+from alignment.scoring.engine.engine import Engine
+from alignment.scoring.engine.prefix_tree import Request
 
 base, out = map(Path, sys.argv[1:])
-model = models.load_base(base, models.Dtype.float32, "cpu")
-engine = likelihood.Engine(model, 256)
+model = loading.load_base(base, loading.Dtype.float32, "cpu")
+engine = Engine(model, 256)
 passes = []
 model.register_forward_hook(lambda *_: passes.append(1))
-requests = [likelihood.Request(*pair) for pair in json.loads((out / "requests.json").read_text())]
+requests = [Request(*pair) for pair in json.loads((out / "requests.json").read_text())]
 scores = engine.score(requests)
-world = likelihood.processes()
+world = processes.world()
 (out / f"scores.{world.process_index}").write_text(repr(scores))
 (out / f"passes.{world.process_index}").write_text(str(len(passes)))
 world.destroy_process_group()

@@ -7,17 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from alignment import loadable, models, training, weights
-from alignment.checks import access
-from alignment.command import Refused
-from alignment.likelihood import Engine, Request
-from alignment.models import Dtype
-from benchmarks import broken_models
-from benchmarks.broken_models import EAGER, FAULTS, KINDS, PASSES, TENSORS, TOKENIZERS, broken
+from alignment.fetching import base_model
+from alignment.models import loadable, loading
+from alignment.models.loading import Dtype
+from alignment.runtime import Refused
+from alignment.scoring.engine.engine import Engine
+from alignment.scoring.engine.prefix_tree import Request
+from alignment.training.logps import logps
+from commands.doctor import access
+from soak import broken_models
+from soak.broken_models import EAGER, FAULTS, KINDS, PASSES, TENSORS, TOKENIZERS, broken
 
 
 def fetched(model: Path, tmp_path: Path) -> Path:
-    weights.fetch_model(str(model), "mini", tmp_path / "downloads", tmp_path / "models/base")
+    base_model.fetch_model(str(model), "mini", tmp_path / "downloads", tmp_path / "models/base")
     return tmp_path / "models/base"
 
 
@@ -33,20 +36,20 @@ def test_a_fault_is_refused_at_fetch_by_name(fault: str, tiny: Path, tmp_path: P
 @pytest.mark.parametrize("fault", TENSORS)
 def test_weights_that_are_not_whole_are_refused_at_every_load(fault: str, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=f"(?s){FAULTS[fault].says}"):
-        models.load_base(broken(tiny, fault, tmp_path / "base"), Dtype.float32, "cpu")
+        loading.load_base(broken(tiny, fault, tmp_path / "base"), Dtype.float32, "cpu")
 
 
 @pytest.mark.parametrize("fault", PASSES)
 def test_what_is_no_fault_passes_and_is_scored(fault: str, tiny: Path, tmp_path: Path) -> None:
     base = fetched(broken(tiny, fault, tmp_path / "a model"), tmp_path)
-    model, words = models.load_base(base, Dtype.float32, "cpu"), models.tokenizer(base)
+    model, words = loading.load_base(base, Dtype.float32, "cpu"), loading.tokenizer(base)
     assert words.pad_token_id < 261 and model.get_input_embeddings().weight.shape[0] == 261
     assert model.config._attn_implementation == ("eager" if fault in EAGER else "sdpa")
     context, reply = words("Is it late?").input_ids, words(" It is.", add_special_tokens=False).input_ids
-    logps = float(training.logps(model, context, reply).sum())
+    wanted = float(logps(model, context, reply).sum())
     requests = [Request(context, reply), Request(context, reply[:2])]
     score = Engine(model, 64).score(requests)[0].loglikelihood
-    assert score == pytest.approx(logps, abs=1e-4)
+    assert score == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", EAGER)
@@ -56,15 +59,15 @@ def test_eager_attention_is_said(kind: str, tiny: Path, tmp_path: Path, caplog: 
 
 
 def test_padding_beyond_the_embedding_becomes_eos(tiny: Path, tmp_path: Path) -> None:
-    words = models.tokenizer(broken(tiny, "a padding token beyond", tmp_path / "base"))
+    words = loading.tokenizer(broken(tiny, "a padding token beyond", tmp_path / "base"))
     assert words.pad_token == words.eos_token == "</s>"
-    assert models.tokenizer(tiny).pad_token == "<|pad|>"
+    assert loading.tokenizer(tiny).pad_token == "<|pad|>"
 
 
 def test_a_repository_is_checked_before_it_appears(tiny: Path, tmp_path: Path) -> None:
     broken(tiny, "a missing layer", tmp_path / "mirror/owner/name")
     with pytest.raises(Refused, match=r"owner/name@v1 as a LlamaForCausalLM: .* 9 missing"):
-        weights.fetch_model("owner/name@v1", str(tmp_path / "mirror"), tmp_path / "downloads", tmp_path / "base")
+        base_model.fetch_model("owner/name@v1", str(tmp_path / "mirror"), tmp_path / "downloads", tmp_path / "base")
     assert not (tmp_path / "base").exists()
 
 
@@ -83,7 +86,7 @@ def test_the_doctor_checks_a_local_folder(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_whose_tokens_see_those_that_follow_is_refused_when_loaded(tiny: Path) -> None:
-    model: Any = models.load_base(tiny, Dtype.float32, "cpu")
+    model: Any = loading.load_base(tiny, Dtype.float32, "cpu")
     loadable.refuse_foresight(model, "a model")
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
@@ -100,9 +103,9 @@ def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    adapted: Any = get_peft_model(models.load_base(tiny, Dtype.float32, "cpu"), lora)
+    adapted: Any = get_peft_model(loading.load_base(tiny, Dtype.float32, "cpu"), lora)
     out = tmp_path_factory.mktemp("adapter") / "sft"
-    models.save_adapter(adapted, models.tokenizer(tiny), tiny, out, {"base": models.identity(tiny)})
+    loading.save_adapter(adapted, loading.tokenizer(tiny), tiny, out, {"base": loading.identity(tiny)})
     return out
 
 
@@ -122,7 +125,7 @@ def test_an_adapter_that_is_not_whole_is_refused(
 ) -> None:
     out = tmp_path / "sft"
     shutil.copytree(adapter, out)
-    models.load(tiny, out, Dtype.float32, "cpu")
-    broken_models.tensors(out, change, models.ADAPTER)
+    loading.load(tiny, out, Dtype.float32, "cpu")
+    broken_models.tensors(out, change, loading.ADAPTER)
     with pytest.raises(Refused, match=f"(?s)the adapter in {out}.*{says}"):
-        models.load(tiny, out, Dtype.float32, "cpu")
+        loading.load(tiny, out, Dtype.float32, "cpu")

@@ -16,12 +16,14 @@ from dvc.repo import Repo
 from test_corpora import reply, system, user
 from test_pipeline import dvc, git, of, ran
 
-from alignment import records, scan, sources
-from alignment.command import Refused
-from alignment.corpora import Cause, Malformed, Refusal, Role, own
-from alignment.keys import Policy
-from benchmarks import broken_rows
-from benchmarks.broken_rows import Fault, FileFault
+from alignment.corpora import Cause, Refusal, Role, own
+from alignment.fetching import repositories
+from alignment.runtime import Refused, records
+from alignment.runtime.records import Malformed
+from alignment.sampling import reader
+from alignment.sampling.order import Policy
+from soak import broken_rows
+from soak.broken_rows import Fault, FileFault
 
 ROOT = Path(__file__).parents[1]
 
@@ -214,8 +216,8 @@ def test_a_parquet_file_of_mixed_rows_is_read_as_its_rows_were_written(tmp_path:
 
 def reading(raw: Path, role: Role, malformed: int) -> tuple[int, dict[Cause, int]]:
     """How many rows of a fetched folder can be used, and what became of the others."""
-    with scan.reading(Policy("own", role, raw, 0, 0, 0.2, malformed), lambda: len) as reader:
-        keys, read, dropped = reader.keys()
+    with reader.reading(Policy("own", role, raw, 0, 0, 0.2, malformed), lambda: len) as source:
+        keys, read, dropped = source.keys()
     assert read == len(keys) + dropped.total()
     return len(keys), dict(dropped)
 
@@ -225,7 +227,7 @@ def test_a_fault_is_counted_or_named_and_the_rows_around_it_are_used(fault: Faul
     for seed in range(3):
         path, at = broken_rows.write(tmp_path, fault, random.Random(seed))
         raw = tmp_path / f"raw-{seed}"
-        sources.fetch_own(path, raw)
+        repositories.fetch_own(path, raw)
         used, dropped = reading(raw, fault.role, malformed=1)
         assert used == len(list(records.rows(raw / path.name))) - 1
         if isinstance(fault.wanted, Cause):
@@ -242,7 +244,7 @@ def test_a_fault_is_counted_or_named_and_the_rows_around_it_are_used(fault: Faul
 def test_a_file_that_cannot_be_read_is_refused_as_the_user_s_own(fault: FileFault, tmp_path: Path) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.write_bytes(fault.damage(broken_rows.lines([broken_rows.good(Role.demonstrations, n) for n in range(3)])))
-    sources.fetch_own(mine, tmp_path / "raw")
+    repositories.fetch_own(mine, tmp_path / "raw")
     with pytest.raises(Refused, match=re.escape(fault.wanted)) as refused:
         reading(tmp_path / "raw", Role.demonstrations, malformed=9)
     assert "your own mine.jsonl" in str(refused.value)
@@ -283,8 +285,8 @@ instruction or without a response is refused.
 
 from typing import Any
 
-from alignment.corpora import Cause, Demonstration, Group, Refusal, require
-from alignment.pins import Repository
+from alignment.corpora import Cause, Demonstration, Group, Refusal, Repository
+from alignment.runtime.records import require
 
 SOURCE = Repository(
     "databricks/databricks-dolly-15k",

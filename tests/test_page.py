@@ -6,11 +6,13 @@ from pathlib import Path
 import planted
 import pytest
 
-from alignment import corpora, page, pins, variants, webpage
-from alignment.comparison import Comparison
-from alignment.parts import Figure, Points, Prompt, Section, Table
-from alignment.revisions import Revision
-from stages import compare as script
+from alignment import corpora
+from alignment.fetching import pins
+from commands.compare import __main__ as script
+from commands.compare import html, page, variants
+from commands.compare.blocks import Figure, Points, Prompt, Section, Table
+from commands.compare.comparison import Comparison
+from commands.compare.revisions import Revision
 
 PLANTED = {"sft": {"truthfulqa_mc2": 0.6}, "dpo": {"safety": 0.6}}
 
@@ -18,7 +20,7 @@ PLANTED = {"sft": {"truthfulqa_mc2": 0.6}, "dpo": {"safety": 0.6}}
 def compared(*revisions: Revision) -> list[Section]:
     comparison = Comparison.of(variants.group(run for revision in revisions for run in revision.checkpoints()))
     base = next(iter(comparison.variants))
-    return list(page.sections(comparison, base, "python -m stages.compare main"))
+    return list(page.sections(comparison, base, "python -m commands.compare main"))
 
 
 def markdown(*revisions: Revision) -> str:
@@ -160,7 +162,7 @@ def test_sentences_of_one_label_alone_leave_safety_undefined(tmp_path: Path) -> 
     sections = compared(*revisions)
     figures = [part for section in sections for part in section.parts if isinstance(part, Figure)]
     assert [figure.name for figure in figures] == ["safety", "scores", "curves"]
-    assert all(webpage.png(figure) for figure in figures) and webpage.html(page.QUESTION, sections)
+    assert all(html.png(figure) for figure in figures) and html.html(page.QUESTION, sections)
     said = markdown(*revisions)
     assert re.search(r"\| average +\| – +\| – ", said) and "by chance: capability: " in said
 
@@ -169,7 +171,7 @@ def test_each_revision_comes_back_by_its_commit(tmp_path: Path) -> None:
     made = planted.revision(tmp_path, "a")
     commit = "0123456789" * 4
     said = markdown(Revision("a", made.stages, made.tree, commit))
-    assert f"`git checkout {commit} && dvc checkout`" in said and "`python -m stages.compare main`" in said
+    assert f"`git checkout {commit} && dvc checkout`" in said and "`python -m commands.compare main`" in said
     assert "not committed" in markdown(made)
 
 
@@ -190,7 +192,7 @@ def test_a_name_from_outside_is_text(tmp_path: Path) -> None:
 
 def test_the_command_names_no_place_of_this_machine() -> None:
     told = script.command_line(["main", "a b"], "SFT lima", Path("/home/me/study.md"))
-    assert told == "python -m stages.compare main 'a b' --baseline 'SFT lima' --out study.md"
+    assert told == "python -m commands.compare main 'a b' --baseline 'SFT lima' --out study.md"
 
 
 def test_every_figure_is_drawn_with_chance_and_the_curves(seeded: list[Section]) -> None:

@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 from cooks import made
 
-from alignment import models, perplexity
-from alignment.chat import Text
-from alignment.command import Refused
-from alignment.models import Dtype
-from alignment.sentences import Label, Sentence
+from alignment.models import loading
+from alignment.models.chat import Text
+from alignment.models.loading import Dtype
+from alignment.runtime import Refused
+from alignment.scoring.safety import perplexity
+from alignment.scoring.safety.sentences import Label, Sentence
 
 
 def test_perplexities_are_the_exponential_of_the_model_s_own_loss(tiny: Path) -> None:
     import torch
 
-    model, text = models.load(tiny, tiny, Dtype.float32, "cpu"), Text(models.tokenizer(tiny))
+    model, text = loading.load(tiny, tiny, Dtype.float32, "cpu"), Text(loading.tokenizer(tiny))
     sentences = made(30)
     rows = perplexity.tokens(text, sentences)
     values = perplexity.log_perplexities(model, rows, 300)
@@ -29,14 +30,14 @@ def test_perplexities_are_the_exponential_of_the_model_s_own_loss(tiny: Path) ->
 
 
 def test_padding_and_company_do_not_move_a_sentence(tiny: Path) -> None:
-    model, text = models.load(tiny, tiny, Dtype.float32, "cpu"), Text(models.tokenizer(tiny))
+    model, text = loading.load(tiny, tiny, Dtype.float32, "cpu"), Text(loading.tokenizer(tiny))
     rows = perplexity.tokens(text, made(30))
     alone = perplexity.log_perplexities(model, rows, 1)
     assert perplexity.log_perplexities(model, rows, 4096) == pytest.approx(alone, rel=5e-5)
 
 
 def test_without_bos_the_first_token_is_not_predicted_and_one_token_is_unscored(tiny: Path) -> None:
-    model, text = models.load(tiny, tiny, Dtype.float32, "cpu"), Text(models.tokenizer(tiny))
+    model, text = loading.load(tiny, tiny, Dtype.float32, "cpu"), Text(loading.tokenizer(tiny))
     rows = perplexity.tokens(
         text, [Sentence("0", words, 1.0, Label.benign, ("cooks",)) for words in ("a", "ab", "abc")]
     )

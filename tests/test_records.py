@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignment import records, sources
-from alignment.command import Refused
+from alignment.fetching import repositories
+from alignment.runtime import Refused, records
 
 ROWS = [{"text": f"row {i}: é 😀\u2028", "n": i} for i in range(3000)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -100,7 +100,7 @@ def test_a_user_s_own_file_is_to_be_corrected_where_it_lies_and_not_fetched_agai
 ) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.write_bytes(content)
-    sources.fetch_own(mine, tmp_path / "raw")
+    repositories.fetch_own(mine, tmp_path / "raw")
     with pytest.raises(Refused, match=r"your own mine\.jsonl, which the section `own`") as refused:
         list(records.rows(tmp_path / "raw/mine.jsonl"))
     assert "fetch it again" not in str(refused.value)

@@ -7,7 +7,12 @@ import pipeline
 import pyarrow.parquet as pq
 import pytest
 
-from alignment import contrasts, corpora, files, pins, safety, sources, tables
+from alignment import corpora
+from alignment.fetching import pins, repositories
+from alignment.reporting import tables
+from alignment.runtime import files
+from alignment.scoring.safety import scores
+from alignment.statistics import contrasts
 from stages import report
 
 
@@ -16,9 +21,9 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data of the miniature, and a base model's provenance."""
     folder = tmp_path_factory.mktemp("fetched")
     pipeline.fetch_rows(folder, "lima", "hh")
-    sources.fetch(pins.SAFETY, "mini", folder / "data/raw/safety")
+    repositories.fetch(pins.SAFETY, "mini", folder / "data/raw/safety")
     (folder / "models/base").mkdir(parents=True)
-    sources.write_provenance(folder / "models/base", "owner/model", "a" * 40, "hub", "llama2")
+    repositories.write_provenance(folder / "models/base", "owner/model", "a" * 40, "hub", "llama2")
     return folder
 
 
@@ -67,22 +72,22 @@ def made_scores(tmp_path: Path) -> tuple[Path, report.Metrics]:
     for seed, name in enumerate(report.CHECKPOINTS):
         table = cooks.scored(cooks.made(200), seed)
         files.write_parquet(tmp_path / f"{name}.parquet", table)
-        metrics[name] = safety.scores(table, 0)
+        metrics[name] = scores.scores(table, 0)
     return tmp_path, metrics
 
 
 def test_every_group_has_both_measures_its_null_and_its_change(tmp_path: Path) -> None:
-    tables, scores = made_scores(tmp_path)
+    tables, scored = made_scores(tmp_path)
     names = {"base": "base", "sft": "SFT own", "dpo": "SFT own, DPO own"}
-    text = report._groups(names, scores, "mirror", tmp_path / "plots/safety.svg", tmp_path / "report.md")
+    text = report._groups(names, scored, "mirror", tmp_path / "plots/safety.svg", tmp_path / "report.md")
     assert report.HATEFUL in text and "(plots/safety.svg)" in text
     lines = [line for line in text.splitlines() if line.startswith("| cooks ")]
-    assert f"{scores['sft']['cooks.auc_len']:.3f} [" in lines[0]
-    assert f"{scores['dpo']['cooks.score']:.3f} ({scores['dpo']['cooks.null']:.3f} [" in lines[1]
+    assert f"{scored['sft']['cooks.auc_len']:.3f} [" in lines[0]
+    assert f"{scored['dpo']['cooks.score']:.3f} ({scored['dpo']['cooks.null']:.3f} [" in lines[1]
     (kettles, published) = [line for line in text.splitlines() if line.startswith("| kettles ")]
     assert kettles.count("–") == published.count("–") == 3  # one side is empty: reported, not left out
 
-    changes = [safety.changes(*(pq.read_table(tables / f"{name}.parquet") for name in step)) for step in report.STEPS]
+    changes = [scores.changes(*(pq.read_table(tables / f"{name}.parquet") for name in step)) for step in report.STEPS]
     said = report._changes(names, changes)
     change = changes[0].groups["cooks"]
     adjusted = contrasts.holm([found.p for step in changes for found in step.groups.values()])[0]
@@ -93,6 +98,6 @@ def test_every_group_has_both_measures_its_null_and_its_change(tmp_path: Path) -
 
 def test_checkpoints_that_are_alike_are_not_said_to_have_a_detectable_effect_of_zero(tmp_path: Path) -> None:
     table = cooks.scored(cooks.made(200))
-    said = report._changes({"base": "base", "sft": "a", "dpo": "b"}, [safety.changes(table, table)] * 2)
+    said = report._changes({"base": "base", "sft": "a", "dpo": "b"}, [scores.changes(table, table)] * 2)
     assert "0: no pair of sentences changed its order" in said and "MDE 0" not in said
     assert "changed unevenly: not defined" in said

@@ -8,10 +8,12 @@ import planted
 import pytest
 from scipy import stats as reference
 
-from alignment import contrasts, review, tables
-from alignment.command import Refused
-from alignment.review import Review, Side
-from alignment.revisions import Revision
+from alignment.reporting import tables
+from alignment.runtime import Refused
+from alignment.statistics import contrasts
+from commands.compare.revisions import Revision
+from commands.diff import review
+from commands.diff.review import Review, Side
 
 MARGINS = {"points": 1.0, "area": 0.01}
 

@@ -11,10 +11,10 @@ import studies
 import yaml
 from clones import dvc, git
 
-from alignment import files, revisions, variants
-from alignment.command import Refused
-from alignment.revisions import WORKSPACE, Revision
-from stages import compare
+from alignment.runtime import Refused, files
+from commands.compare import __main__ as compare
+from commands.compare import revisions, variants
+from commands.compare.revisions import WORKSPACE, Revision
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_page_of_experiments_and_the_workspace(study: Path, capsys: pytest.C
     for name in ("HEAD", "orca", "seed-1"):
         commit = Revision.open(name).commit
         assert f"git checkout {commit} &amp;&amp; dvc checkout" in html and git(study, "cat-file", "-t", commit)
-    assert "python -m stages.compare HEAD orca seed-1 --baseline base --out metrics/study.md" in html
+    assert "python -m commands.compare HEAD orca seed-1 --baseline base --out metrics/study.md" in html
     assert str(study) not in html + page
     assert capsys.readouterr().out.startswith("# What the data changed")
     written = [out, out.with_suffix(".html"), *sorted(out.with_suffix("").iterdir())]

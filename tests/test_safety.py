@@ -12,11 +12,12 @@ import pytest
 from cooks import made, records, scored, write
 from scipy.stats import mannwhitneyu
 
-from alignment import contrasts, files, perplexity, safety
-from alignment.command import Refused
-from alignment.models import Dtype
-from alignment.safety import Scored
-from alignment.sentences import Label, Sentence, read
+from alignment.models.loading import Dtype
+from alignment.runtime import Refused, files
+from alignment.scoring.safety import perplexity, scores
+from alignment.scoring.safety.scores import Scored
+from alignment.scoring.safety.sentences import Label, Sentence, read
+from alignment.statistics import contrasts
 from stages import safety as stage
 
 # Scores
@@ -34,7 +35,7 @@ def test_scores_are_safenlp_s_formula_by_a_double_loop() -> None:
     sentences = [Sentence(s.id, s.text, (1.0, 2.0, 3.3)[i % 3], s.label, s.groups) for i, s in enumerate(sentences)]
     logs = [random.Random(i).choice([2.9, 3.4, 4.1, 5.0]) for i in range(120)]
     values = [math.exp(value) for value in logs]
-    metrics = safety.scores(perplexity.table(sentences, [9] * 120, logs), 0)
+    metrics = scores.scores(perplexity.table(sentences, [9] * 120, logs), 0)
     for group in ("cooks", "potters"):
         harmful, benign = sides(sentences, values, group)
         won = sum((h > b) + 0.5 * (h == b) for h in harmful for b in benign)
@@ -47,13 +48,13 @@ def test_p_is_that_of_safenlp_s_test() -> None:
     sentences = made(300)
     draw = random.Random(1)
     values = [draw.gauss(4, 0.5) for _ in sentences]
-    metrics = safety.scores(perplexity.table(sentences, [9] * 300, values), 0)
+    metrics = scores.scores(perplexity.table(sentences, [9] * 300, values), 0)
     harmful, benign = sides(sentences, [math.exp(value) for value in values], "cooks")
     assert metrics["cooks.score_p"] == pytest.approx(float(mannwhitneyu(harmful, benign).pvalue), rel=1e-3)
 
 
 def test_a_group_with_one_side_has_counts_and_no_scores() -> None:
-    metrics = safety.scores(scored(made(120)), 0)
+    metrics = scores.scores(scored(made(120)), 0)
     assert metrics["kettles.harmful"] and metrics["kettles.benign"] == 0
     names = [f"kettles.{m}{part}" for m in ("score", "auc", "auc_len") for part in ("", "_se", "_low", "_high")]
     assert [metrics[name] for name in [*names, "kettles.score_p"]] == [None] * 13
@@ -63,11 +64,11 @@ def test_a_group_with_one_side_has_counts_and_no_scores() -> None:
 
 
 def test_an_average_over_no_group_is_null() -> None:
-    metrics = safety.scores(scored(made(120)), 0)
+    metrics = scores.scores(scored(made(120)), 0)
     assert metrics["published12.auc_len"] is None and metrics["published12.auc_len_se"] is None
     assert (metrics["published12.auc_len_groups"], metrics["published12.auc_len_left_out"]) == (0, 12)
     harmful = [sentence for sentence in made(120) if sentence.label is Label.harmful]
-    metrics = safety.scores(scored(harmful), 0)
+    metrics = scores.scores(scored(harmful), 0)
     assert metrics["average.score"] is None and metrics["average.score_left_out"] == 3
 
 
@@ -78,9 +79,9 @@ def test_unscored_sentences_are_in_no_score() -> None:
     some = perplexity.table(
         sentences, table["tokens"].to_pylist(), [None if i < 20 else v for i, v in enumerate(values)]
     )
-    assert safety.scores(some, 0) == safety.scores(table.slice(20), 0)
+    assert scores.scores(some, 0) == scores.scores(table.slice(20), 0)
     with pytest.raises(Refused, match="none of 100 sentences"):
-        safety.scores(perplexity.table(sentences, [0] * 100, [None] * 100), 0)
+        scores.scores(perplexity.table(sentences, [0] * 100, [None] * 100), 0)
 
 
 def test_length_alone_moves_auc_and_not_auc_len() -> None:
@@ -89,7 +90,7 @@ def test_length_alone_moves_auc_and_not_auc_len() -> None:
     labels = [Label.benign if draw.random() < (0.8 if is_long else 0.2) else Label.harmful for is_long in long]
     sentences = [Sentence(str(i), str(i), 2.0, side, ("cooks",)) for i, side in enumerate(labels)]
     values = [draw.gauss(3.0 if is_long else 4.0, 0.5) for is_long in long]
-    metrics = safety.scores(perplexity.table(sentences, [30 if is_long else 10 for is_long in long], values), 0)
+    metrics = scores.scores(perplexity.table(sentences, [30 if is_long else 10 for is_long in long], values), 0)
     assert metrics["cooks.auc_low"] > 0.65
     assert metrics["cooks.auc_len_low"] < 0.5 < metrics["cooks.auc_len_high"]
 
@@ -99,8 +100,8 @@ def test_only_distinct_texts_are_units() -> None:
     table = scored(sentences)
     twice = [Sentence(f"{s.id}+", s.text, s.toxicity, s.label, s.groups) for s in sentences]
     values, lengths = table["log_perplexity"].to_pylist(), table["tokens"].to_pylist()
-    doubled = safety.scores(perplexity.table([*sentences, *twice], lengths * 2, values * 2), 0)
-    for name, value in safety.scores(table, 0).items():
+    doubled = scores.scores(perplexity.table([*sentences, *twice], lengths * 2, values * 2), 0)
+    for name, value in scores.scores(table, 0).items():
         if name.endswith(("score", "auc", "auc_len", "_se", "_n")):
             assert doubled[name] == value, name
 
@@ -108,7 +109,7 @@ def test_only_distinct_texts_are_units() -> None:
 def test_the_effect_in_nats_is_the_weighted_difference_of_means() -> None:
     table = scored(made(200))
     rows = Scored.of(table)
-    metrics = safety.scores(table, 0)
+    metrics = scores.scores(table, 0)
     members = rows.members("cooks")
     total = weights = 0.0
     for stratum in set(rows.strata[members].tolist()):
@@ -122,7 +123,7 @@ def test_the_effect_in_nats_is_the_weighted_difference_of_means() -> None:
 
 
 def test_the_null_stands_beside_the_published_score_in_every_group() -> None:
-    metrics = safety.scores(scored(made(120)), 0)
+    metrics = scores.scores(scored(made(120)), 0)
     for group in ("cooks", "potters"):
         low, null, high = (metrics[f"{group}.null{end}"] for end in ("_low", "", "_high"))
         assert low < null < high
@@ -133,7 +134,7 @@ def test_the_null_stands_beside_the_published_score_in_every_group() -> None:
 
 
 def test_the_joint_band_holds_each_interval() -> None:
-    metrics = safety.scores(scored(made(400)), 0)
+    metrics = scores.scores(scored(made(400)), 0)
     for group in ("cooks", "potters"):
         ends = [metrics[f"{group}.auc_len{end}"] for end in ("_band_low", "_low", "", "_high", "_band_high")]
         assert ends == sorted(ends)
@@ -141,7 +142,7 @@ def test_the_joint_band_holds_each_interval() -> None:
 
 def test_one_group_is_fine_and_its_band_is_about_its_interval() -> None:
     sentences = [Sentence(s.id, s.text, s.toxicity, s.label, ("cooks",)) for s in made(600)]
-    metrics = safety.scores(scored(sentences), 0)
+    metrics = scores.scores(scored(sentences), 0)
     assert metrics["average.auc_len"] == metrics["cooks.auc_len"]
     half = metrics["cooks.auc_len_high"] - metrics["cooks.auc_len"]
     assert metrics["cooks.auc_len_band_high"] - metrics["cooks.auc_len"] == pytest.approx(half, rel=0.15)
@@ -161,7 +162,7 @@ def test_a_stretch_leaves_both_areas_and_moves_the_published_score_and_its_null(
     toxic = {Label.harmful: 4.5, Label.benign: 1.5}
     sentences = [Sentence(s.id, s.text, toxic[s.label] + len(s.text) % 2, s.label, s.groups) for s in made(300)]
     table = scored(sentences)
-    before, after = (safety.scores(found, 0) for found in (table, stretched(table, 3.0)))
+    before, after = (scores.scores(found, 0) for found in (table, stretched(table, 3.0)))
     for group in ("cooks", "potters", "average"):
         for name in (f"{group}.{m}{end}" for m in ("auc", "auc_len") for end in ("", "_se", "_low", "_high")):
             assert before[name] == after[name]
@@ -173,12 +174,12 @@ def test_a_stretch_leaves_both_areas_and_moves_the_published_score_and_its_null(
 @pytest.mark.parametrize("measure", ["auc", "auc_len"])
 def test_paired_differences_of_stretched_checkpoints_are_exactly_those_of_the_checkpoints(measure: str) -> None:
     first, second = scored(made(300), 0), scored(made(300), 1)
-    plain = safety.changes(first, second, measure)
-    bent = safety.changes(stretched(first, 3.0), stretched(second, 0.5), measure)
+    plain = scores.changes(first, second, measure)
+    bent = scores.changes(stretched(first, 3.0), stretched(second, 0.5), measure)
     assert (plain.average, plain.uneven) == (bent.average, bent.uneven)
     for group in ("cooks", "potters"):
         assert plain.groups[group] == bent.groups[group]
-    itself = safety.changes(first, stretched(first, 2.0), measure)
+    itself = scores.changes(first, stretched(first, 2.0), measure)
     assert (itself.groups["cooks"].estimate.value, itself.average.p) == (0.0, 1.0)
 
 
@@ -200,7 +201,7 @@ def real_like(shift: float, rows: int = 4000) -> tuple[pa.Table, pa.Table]:
 
 
 def test_a_shift_of_a_tenth_of_a_nat_is_found() -> None:
-    found = safety.changes(*real_like(0.1))
+    found = scores.changes(*real_like(0.1))
     ps = contrasts.holm([found.groups[name].p for name in ("cooks", "potters")])
     assert max(ps) < 0.001 and found.average.p < 0.001
     assert found.average.estimate.low > 0 and found.groups["cooks"].estimate.low > 0
@@ -209,19 +210,19 @@ def test_a_shift_of_a_tenth_of_a_nat_is_found() -> None:
 
 
 def test_no_shift_is_not_found() -> None:
-    found = safety.changes(*real_like(0.0))
+    found = scores.changes(*real_like(0.0))
     assert found.average.p > 0.05 and found.average.estimate.low < 0 < found.average.estimate.high
 
 
 def test_the_change_of_an_average_is_that_of_the_averages() -> None:
     before, after = real_like(0.1, 800)
-    averages = [safety.scores(table, 0)["average.auc_len"] for table in (before, after)]
-    assert safety.changes(before, after).average.estimate.value == pytest.approx(averages[1] - averages[0], abs=1e-4)
+    averages = [scores.scores(table, 0)["average.auc_len"] for table in (before, after)]
+    assert scores.changes(before, after).average.estimate.value == pytest.approx(averages[1] - averages[0], abs=1e-4)
 
 
 def test_a_checkpoint_and_itself_do_not_differ() -> None:
     table, _ = real_like(0.0, 200)
-    found = safety.changes(table, table)
+    found = scores.changes(table, table)
     assert (found.average.estimate.value, found.average.p) == (0.0, 1.0)
     assert math.isnan(found.uneven.p)
 
@@ -239,9 +240,9 @@ def test_unlike_checkpoints_are_not_compared(column: str, values: list[Any], wan
     table = scored(made(60))
     other = table.set_column(table.schema.get_field_index(column), column, pa.array(values))
     with pytest.raises(Refused, match=wanted):
-        safety.changes(table, other)
+        scores.changes(table, other)
     with pytest.raises(Refused, match="differ in 'id'"):
-        safety.changes(table, table.slice(1))
+        scores.changes(table, table.slice(1))
 
 
 # SafeNLP's own figures, from its repository at the pinned commit
@@ -275,7 +276,7 @@ def test_the_golden_score_with_toxicity_is_the_readme_s_figure_for_gpt_2(mirror:
 
 def test_a_constant_perplexity_scores_zero_in_all_groups(mirror: Path) -> None:
     sentences = read(mirror / "microsoft/SafeNLP/data/toxiGen.json")
-    metrics = safety.scores(perplexity.table(sentences, [9] * len(sentences), [3.0] * len(sentences)), 0)
+    metrics = scores.scores(perplexity.table(sentences, [9] * len(sentences), [3.0] * len(sentences)), 0)
     names = sorted(name for name in metrics if name.endswith(".score"))
     assert len(names) == 15 and [metrics[name] for name in names] == [0.0] * 15
     assert {metrics[name] for name in metrics if name.endswith((".auc", ".auc_len"))} == {0.5}
@@ -314,7 +315,7 @@ def test_the_stage_writes_the_same_bytes_twice_and_no_text(tiny: Path, tmp_path:
     assert metrics["sentences.read"] == metrics["sentences.scored"] == 80 and metrics["bos"] is True
     values = {str(value) for row in table.to_pylist() for value in row.values()}
     assert values.isdisjoint(sentence.text for sentence in sentences)
-    assert {key: metrics[key] for key in safety.scores(table, 0)} == safety.scores(table, 0)
+    assert {key: metrics[key] for key in scores.scores(table, 0)} == scores.scores(table, 0)
 
 
 def test_the_stage_counts_what_a_limit_leaves_out(tiny: Path, tmp_path: Path) -> None:

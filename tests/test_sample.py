@@ -9,10 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignment import benchmarks, chat, corpora, curation, files, models, pins, sources
-from alignment.chat import Template
-from alignment.command import Refused
+from alignment import corpora
 from alignment.corpora import Cause, Role
+from alignment.fetching import pins, repositories
+from alignment.models import chat, loading
+from alignment.models.chat import Template
+from alignment.runtime import Refused, files
+from alignment.sampling import curation
+from alignment.scoring.benchmarks import tasks
 from stages import sample, sft
 
 MINI = Path(__file__).parents[1] / "data/mini"
@@ -74,7 +78,7 @@ def test_rows_get_a_split_and_every_row_a_place_in_the_account(run: Sample) -> N
 
 def test_figures_of_tokens_are_those_of_the_rows_to_train_on(run: Sample, tiny: Path) -> None:
     rows, metrics = run(ROWS)
-    encoded = chat.Chat(models.tokenizer(tiny), Template.chatml)
+    encoded = chat.Chat(loading.tokenizer(tiny), Template.chatml)
     lengths = [len(encoded.demonstration(row["messages"])["input_ids"]) for row in rows if row["split"] == "train"]
     assert metrics["tokens.total"] == sum(lengths)
 
@@ -97,7 +101,7 @@ def test_a_limit_beyond_what_the_model_can_read_is_refused_at_once(run: Sample, 
 
 
 def test_the_limit_on_prompts_counts_what_the_template_adds(run: Sample, tiny: Path) -> None:
-    encoded = chat.Chat(models.tokenizer(tiny), Template.chatml)
+    encoded = chat.Chat(loading.tokenizer(tiny), Template.chatml)
     exact = max(len(encoded.prompt([{"role": "user", "content": row["prompt"]}])) for row in ROWS)
     assert run(ROWS, max_prompt_tokens=exact)[1]["dropped.long_prompt"] == 0
     assert run(ROWS, max_prompt_tokens=exact - 1)[1]["dropped.long_prompt"] == 2  # questions 10 and 11
@@ -125,7 +129,7 @@ def test_a_prompt_s_replies_and_those_of_weight_0_reach_training_untrained(
         weighed = {"messages": [*({**turn, "weight": 0} for turn in said), reply]}
         rows.append(weighed if number % 2 else {"prompt": said, "completion": [reply]})
     table, metrics = run(rows)
-    encoded = chat.Chat(models.tokenizer(tiny), Template.chatml)
+    encoded = chat.Chat(loading.tokenizer(tiny), Template.chatml)
     trained = []
     for row in sft.encode(encoded, table):
         trained.append(encoded.tokenizer.decode([label for label in row["labels"] if label != chat.IGNORED]))
@@ -155,7 +159,7 @@ def test_a_set_without_the_role_is_refused(run: Sample) -> None:
         run([], corpus="lima", role=Role.comparisons)
 
 
-@pytest.mark.parametrize("task", benchmarks.BENCHMARKS)
+@pytest.mark.parametrize("task", tasks.BENCHMARKS)
 def test_a_benchmark_s_item_never_trains(run: Sample, benchmark_folder: Path, task: str) -> None:
     _, question, answer = longest(benchmark_folder, task)
     _, metrics = run([*ROWS, {"prompt": f"Look: {question}", "completion": answer or "Yes."}])
@@ -184,7 +188,7 @@ def test_every_scored_task_is_looked_for(run: Sample, more: Path, tmp_path: Path
     assert len(table) == metrics["rows.kept"] + metrics["rows.heldout"] == len(ROWS)
     assert metrics["dropped.contaminated"] == metrics["contaminated.openbookqa"] == len(planted)
     found = pq.read_table(tmp_path / "out/contaminated.parquet").to_pylist()
-    names = {benchmarks.name(row) for row in benchmarks.items(more, "openbookqa")}
+    names = {tasks.name(row) for row in tasks.items(more, "openbookqa")}
     assert {(row["task"], row["item"]) for row in found} == {("openbookqa", name) for name in names}
 
 
@@ -209,7 +213,7 @@ def more(benchmark_folder: Path, tmp_path: Path) -> Path:
 
 def longest(benchmark_folder: Path, task: str) -> tuple[str, str, str]:
     """The name, the question and the answer of the benchmark's item of most characters."""
-    return max(benchmarks.texts(benchmark_folder, task), key=lambda text: len(" ".join(text)))
+    return max(tasks.texts(benchmark_folder, task), key=lambda text: len(" ".join(text)))
 
 
 def test_the_items_in_a_refused_row_are_named_with_its_id(run: Sample, benchmark_folder: Path, tmp_path: Path) -> None:
@@ -237,7 +241,7 @@ def test_where_no_item_is_found_the_file_is_empty_with_its_schema(run: Sample, t
 @pytest.fixture
 def planted(benchmark_folder: Path) -> list[dict[str, str]]:
     """A row for every embedded item that is long enough to be found."""
-    texts = (text for task in benchmarks.BENCHMARKS for text in benchmarks.texts(benchmark_folder, task))
+    texts = (text for task in tasks.BENCHMARKS for text in tasks.texts(benchmark_folder, task))
     found = [(question, answer) for _, question, answer in texts if len(f"{question} {answer}".split()) > 20]
     return [{"prompt": f"Look: {question}", "completion": answer or "Yes."} for question, answer in found]
 
@@ -288,7 +292,7 @@ def test_all_sets_have_the_same_columns_of_metrics(trained: Sample) -> None:
     for found in columns.values():
         assert len(found) > 1 and all(names == found[0] for names in found)
         assert {f"dropped.{cause}" for cause in Cause} < set(found[0])
-        assert {f"contaminated.{task}" for task in benchmarks.BENCHMARKS} < set(found[0])
+        assert {f"contaminated.{task}" for task in tasks.BENCHMARKS} < set(found[0])
         assert {"mentions.women.prompt", "mentions.women.reply", "diversity.reply"} < set(found[0])
     assert {"length.difference.mean", "overlap.words", "margin.mean"} < set(columns[Role.comparisons][0])
 
@@ -340,7 +344,7 @@ def test_real_rows_are_accounted_for_exactly(
     for task, repository in pins.BENCHMARKS.items():
         (folder / task).symlink_to(mirror / repository.name, target_is_directory=True)
     (tmp_path / "raw").mkdir()
-    sources.fetch(corpora.load(corpus).SOURCE, str(mirror), tmp_path / "raw")
+    repositories.fetch(corpora.load(corpus).SOURCE, str(mirror), tmp_path / "raw")
     outs = [tmp_path / file for file in OUTS]
     options = {**LIMITS, "near_duplicate": 0.8, "heldout_share": 0.05}
     sample.main(tmp_path / "raw", tiny, folder, *outs, role=role, corpus=corpus, **options)

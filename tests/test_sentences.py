@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from cooks import made, write
 
-from alignment.command import Refused
-from alignment.sentences import Sentence, choose, read, source
+from alignment.runtime import Refused
+from alignment.scoring.safety.sentences import Sentence, choose, read, source
 
 ROW: dict[str, Any] = {"id": 0, "text": "a", "toxicity_score": 4.5, "label": "hate", "target_groups": ["cooks"]}
 

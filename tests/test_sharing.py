@@ -53,7 +53,7 @@ def test_results_and_experiments_reach_a_fresh_clone_and_no_stage_runs(s3: str, 
     assert not (fresh / "models/base").exists() and (fresh / "models/sft").exists()
     assert not ran(dvc(fresh, "repro", "--pull", "--allow-missing"))
     dvc(fresh, "exp", "pull", "--quiet", "origin", "with-orca")
-    words = ["-m", "stages.compare", "HEAD", "with-orca", "--baseline", "base", "--out", "metrics/study.md"]
+    words = ["-m", "commands.compare", "HEAD", "with-orca", "--baseline", "base", "--out", "metrics/study.md"]
     done = subprocess.run(
         [sys.executable, *words], cwd=fresh, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,

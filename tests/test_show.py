@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.command import Refused
+from alignment.runtime import Refused
 from commands import show
 
 ROOT = Path(__file__).parents[1]

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from hub import COMMIT, LARGE, SMALL, Hub, Meets, blob_id, serving
 
-from alignment import corpora, download, files, pins, sources
-from alignment.command import Refused
-from alignment.pins import Repository
+from alignment import corpora
+from alignment.corpora import Repository
+from alignment.fetching import download, pins, repositories
+from alignment.runtime import Refused, files
 
 PINNED = Repository("owner/name", "a" * 40, ("data/*.jsonl",), "MIT", ignore=("*/skip*",))
 
@@ -38,7 +39,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_mirror_gives_the_files_at_their_paths_and_their_provenance(tmp_path: Path) -> None:
     root = mirror(tmp_path / "mirror", "owner/name/data/a.jsonl", "owner/name/data/skip.jsonl", "owner/name/README.md")
-    sources.fetch(PINNED, str(root), tmp_path / "out")
+    repositories.fetch(PINNED, str(root), tmp_path / "out")
     content = b"the content of owner/name/data/a.jsonl\n"
     assert names(tmp_path / "out") == ["data/a.jsonl", "provenance.json"]
     assert (tmp_path / "out/data/a.jsonl").read_bytes() == content
@@ -54,34 +55,34 @@ def test_a_mirror_gives_the_files_at_their_paths_and_their_provenance(tmp_path: 
 def test_the_bytes_do_not_depend_on_where_the_mirror_lies(tmp_path: Path) -> None:
     for place in ("one", "other/two"):
         root = mirror(tmp_path / place, "owner/name/data/b.jsonl", "owner/name/data/a.jsonl")
-        sources.fetch(PINNED, str(root), tmp_path / place / "out")
+        repositories.fetch(PINNED, str(root), tmp_path / place / "out")
     assert files.tree_sha256(tmp_path / "one/out") == files.tree_sha256(tmp_path / "other/two/out")
 
 
 def test_the_miniature_is_read_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror(tmp_path / "data/mini", "owner/name/data/a.jsonl")
     monkeypatch.chdir(tmp_path)
-    sources.fetch(PINNED, "mini", Path("out"))
+    repositories.fetch(PINNED, "mini", Path("out"))
     assert files.read_json(Path("out/provenance.json"))["source"] == "mini"
 
 
 def test_an_older_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     root = mirror(tmp_path / "mirror", "owner/name/data/a.jsonl")
     mirror(tmp_path / "out", "data/stale.jsonl")
-    sources.fetch(PINNED, str(root), tmp_path / "out")
+    repositories.fetch(PINNED, str(root), tmp_path / "out")
     assert names(tmp_path / "out") == ["data/a.jsonl", "provenance.json"]
 
 
 def test_an_optional_pattern_may_match_nothing(tmp_path: Path) -> None:
     root = mirror(tmp_path / "mirror", "owner/name/data/a.jsonl", "owner/name/LICENSE")
-    sources.fetch(PINNED, str(root), tmp_path / "out", optional=("LICENSE", "NOTICE"))
+    repositories.fetch(PINNED, str(root), tmp_path / "out", optional=("LICENSE", "NOTICE"))
     assert names(tmp_path / "out") == ["LICENSE", "data/a.jsonl", "provenance.json"]
 
 
 def test_a_pattern_that_matches_nothing_says_what_is_there_and_leaves_nothing(tmp_path: Path) -> None:
     root = mirror(tmp_path / "mirror", *(f"owner/name/part-{number:02}.json" for number in range(23)))
     with pytest.raises(Refused) as refusal:
-        sources.fetch(PINNED, str(root), tmp_path / "out")
+        repositories.fetch(PINNED, str(root), tmp_path / "out")
     message = str(refusal.value)
     for part in ("owner/name", "'data/*.jsonl'", str(root), "part-00.json", "part-19.json and 3 more", "`source`"):
         assert part in message
@@ -92,21 +93,21 @@ def test_a_pattern_that_matches_nothing_says_what_is_there_and_leaves_nothing(tm
 def test_what_is_ignored_does_not_count_as_a_match(tmp_path: Path) -> None:
     root = mirror(tmp_path / "mirror", "owner/name/data/skip.jsonl")
     with pytest.raises(Refused, match=r"nothing matches 'data/\*.jsonl'"):
-        sources.fetch(PINNED, str(root), tmp_path / "out")
+        repositories.fetch(PINNED, str(root), tmp_path / "out")
 
 
 def test_a_refusal_leaves_the_older_folder(tmp_path: Path) -> None:
     root = mirror(tmp_path / "mirror", "owner/name/other.txt")
     mirror(tmp_path / "out", "data/older.jsonl")
     with pytest.raises(Refused):
-        sources.fetch(PINNED, str(root), tmp_path / "out")
+        repositories.fetch(PINNED, str(root), tmp_path / "out")
     assert names(tmp_path / "out") == ["data/older.jsonl"]
 
 
 def test_a_repository_that_the_mirror_lacks_is_named_with_those_it_has(tmp_path: Path) -> None:
     root = mirror(tmp_path / "mirror", "someone/else/a.jsonl")
     with pytest.raises(Refused) as refusal:
-        sources.fetch(PINNED, str(root), tmp_path / "out")
+        repositories.fetch(PINNED, str(root), tmp_path / "out")
     assert "owner/name" in str(refusal.value) and "someone/else" in str(refusal.value)
 
 
@@ -117,7 +118,7 @@ def test_a_source_of_another_form_is_refused_with_those_known(
     mirror(tmp_path / "there", "owner/name/data/a.jsonl")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refused) as refusal:
-        sources.fetch(PINNED, source, tmp_path / "out")
+        repositories.fetch(PINNED, source, tmp_path / "out")
     for part in (repr(source), "`hub`", "`mini`", "absolute path of a mirror folder", "http(s) address"):
         assert part in str(refusal.value)
 
@@ -140,7 +141,7 @@ SECRETS = (
 @pytest.mark.parametrize("source", SECRETS)
 def test_an_address_with_a_secret_is_refused_and_not_repeated(source: str, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"dvc\.lock") as refusal:
-        sources.fetch(PINNED, source, tmp_path / "out")
+        repositories.fetch(PINNED, source, tmp_path / "out")
     assert "secret" not in str(refusal.value) and "example" not in str(refusal.value)
 
 
@@ -165,14 +166,14 @@ def test_a_secret_is_refused_where_nothing_is_asked_for(words: list[str], tmp_pa
 @pytest.mark.parametrize("name", ["mirror#2", "me@home", "what?"])
 def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
     root = mirror(tmp_path / name, "owner/name/data/a.jsonl")
-    sources.fetch(PINNED, str(root), tmp_path / "out")
+    repositories.fetch(PINNED, str(root), tmp_path / "out")
     assert names(tmp_path / "out") == ["data/a.jsonl", "provenance.json"]
 
 
 def test_terms_are_said_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = mirror(tmp_path / "mirror", "owner/name/data/a.jsonl")
     limited = Repository("owner/name", "a" * 40, ("data/*",), "CC-BY-NC-4.0", terms="not for sale")
-    sources.fetch(limited, str(root), tmp_path / "out")
+    repositories.fetch(limited, str(root), tmp_path / "out")
     assert capsys.readouterr().out == "owner/name: not for sale\n"
     assert files.read_json(tmp_path / "out/provenance.json")["terms"] == "not for sale"
 
@@ -197,7 +198,7 @@ def test_the_safety_sentences_pin_is_the_file_of_that_commit(request: pytest.Fix
 
 def test_an_own_file_keeps_its_name_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"messages": []}\n')
-    sources.fetch_own(tmp_path / "mine.jsonl", tmp_path / "out")
+    repositories.fetch_own(tmp_path / "mine.jsonl", tmp_path / "out")
     assert (tmp_path / "out/mine.jsonl").read_text() == '{"messages": []}\n'
     provenance = files.read_json(tmp_path / "out/provenance.json")
     assert provenance["licence"] == "the user's own" and list(provenance["files"]) == ["mine.jsonl"]
@@ -208,16 +209,16 @@ def test_an_own_file_keeps_its_name_and_bytes(tmp_path: Path) -> None:
 def test_an_own_file_that_cannot_be_used_is_refused(name: str, way_out: str, tmp_path: Path) -> None:
     (tmp_path / "mine.csv").touch()
     with pytest.raises(Refused, match=way_out) as refusal:
-        sources.fetch_own(tmp_path / name, tmp_path / "out")
+        repositories.fetch_own(tmp_path / name, tmp_path / "out")
     assert name in str(refusal.value) and not (tmp_path / "out").exists()
 
 
 def test_own_sentences_are_json(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("[]")
-    sources.fetch_own(tmp_path / "mine.json", tmp_path / "out", (".json",))
+    repositories.fetch_own(tmp_path / "mine.json", tmp_path / "out", (".json",))
     assert (tmp_path / "out/mine.json").read_text() == "[]"
     with pytest.raises(Refused, match=r"found .jsonl, wanted a .json file"):
-        sources.fetch_own(tmp_path / "mine.jsonl", tmp_path / "out", (".json",))
+        repositories.fetch_own(tmp_path / "mine.jsonl", tmp_path / "out", (".json",))
 
 
 # the hub, GitHub, a mirror behind an address
@@ -227,15 +228,15 @@ WANTED = {"data/large.jsonl": LARGE, "data/small.jsonl": SMALL}
 FETCH = """
 import sys
 from pathlib import Path
-from alignment import download, sources
-from alignment.command import Refused
-from alignment.pins import UNSTATED, Repository
+from alignment.corpora import UNSTATED, Repository
+from alignment.fetching import download, repositories
+from alignment.runtime import Refused
 
 download.DELAYS_SECONDS = (0.01, 0.01)
 folder, out, revision, pattern = Path(sys.argv[1]), *sys.argv[2:]
 try:
     wanted = Repository("owner/name", revision, (pattern,), UNSTATED)
-    sources.fetch(wanted, "hub", folder / out, downloads=folder / "downloads")
+    repositories.fetch(wanted, "hub", folder / out, downloads=folder / "downloads")
 except Refused as refusal:
     sys.exit(f"REFUSED {refusal}")
 """
@@ -516,7 +517,7 @@ def test_without_a_network_the_refusal_says_so(setting: str, value: str, said: s
 def test_a_name_is_refused_whatever_place_states_it(name: str) -> None:
     wanted = Repository("owner/name", "v1", ("*.jsonl",), "MIT")
     with pytest.raises(Refused, match="leads out of the repository"):
-        sources.choose(["data/b.jsonl", name], wanted, (), "anywhere")
+        repositories.choose(["data/b.jsonl", name], wanted, (), "anywhere")
 
 
 @pytest.mark.parametrize("link", ["owner/name/data/a.jsonl", "owner/name/data", "owner/name", "owner"])
@@ -526,14 +527,14 @@ def test_no_link_in_a_mirror_leads_out_of_it(link: str, tmp_path: Path) -> None:
     (tmp_path / "mirror" / link).symlink_to(tmp_path / "secret" / link)
     # A folder behind a link inside a repository is not even looked into.
     with pytest.raises(Refused, match=r"is a link that leads out of the mirror|nothing matches"):
-        sources.fetch(PINNED, str(tmp_path / "mirror"), tmp_path / "out")
+        repositories.fetch(PINNED, str(tmp_path / "mirror"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_link_within_a_mirror_is_copied_as_a_file(tmp_path: Path) -> None:
     mirror(tmp_path / "mirror", "kept/a.jsonl", "owner/name/data/b.jsonl")
     (tmp_path / "mirror/owner/name/data/a.jsonl").symlink_to("../../../kept/a.jsonl")
-    sources.fetch(PINNED, str(tmp_path / "mirror"), tmp_path / "out")
+    repositories.fetch(PINNED, str(tmp_path / "mirror"), tmp_path / "out")
     assert names(tmp_path / "out") == ["data/a.jsonl", "data/b.jsonl", "provenance.json"]
     assert not (tmp_path / "out/data/a.jsonl").is_symlink()
 
@@ -545,7 +546,7 @@ def test_a_link_within_a_mirror_is_copied_as_a_file(tmp_path: Path) -> None:
 def near(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The same server, as GitHub and as a mirror."""
     monkeypatch.setattr(download, "DELAYS_SECONDS", (0.01, 0.01))
-    monkeypatch.setattr(sources, "GITHUB", hub.endpoint)
+    monkeypatch.setattr(repositories, "GITHUB", hub.endpoint)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return hub
 
@@ -557,27 +558,27 @@ def pinned_on_github(name: str = "data/large.jsonl", content: bytes = LARGE) -> 
 
 def test_github_is_held_to_the_pin_and_sees_no_token(near: Hub, tmp_path: Path) -> None:
     near.meets["data/large.jsonl"] = [Meets(502), Meets(cut=2000)]
-    sources.fetch(pinned_on_github(), "hub", tmp_path / "out", downloads=tmp_path / "downloads")
+    repositories.fetch(pinned_on_github(), "hub", tmp_path / "out", downloads=tmp_path / "downloads")
     assert content(tmp_path / "out") == {"data/large.jsonl": LARGE}
     assert {request.token for request in near.log} == {None}
     near.meets["data/large.jsonl"] = [Meets(body=LARGE[:-1] + b"X")] * 2
     with pytest.raises(Refused, match=r"data/large\.jsonl from GitHub .* is not what was stated"):
-        sources.fetch(pinned_on_github(), "hub", tmp_path / "other", downloads=tmp_path / "downloads")
+        repositories.fetch(pinned_on_github(), "hub", tmp_path / "other", downloads=tmp_path / "downloads")
     assert not (tmp_path / "other").exists()
 
 
 def test_github_without_the_file_is_refused(near: Hub, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"owner/name: GitHub .* revision v1"):
-        sources.fetch(pinned_on_github("gone.json"), "hub", tmp_path / "out", downloads=tmp_path / "downloads")
+        repositories.fetch(pinned_on_github("gone.json"), "hub", tmp_path / "out", downloads=tmp_path / "downloads")
 
 
 def test_a_mirror_behind_an_address_gives_the_bytes_of_its_folder(near: Hub, tmp_path: Path) -> None:
     address = f"{near.endpoint}/mirror/".replace("http", "HTTP")
-    sources.fetch(PINNED, address, tmp_path / "out", downloads=tmp_path / "downloads")
+    repositories.fetch(PINNED, address, tmp_path / "out", downloads=tmp_path / "downloads")
     for name, text in near.stated.items():
         (tmp_path / "mirror/owner/name" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mirror/owner/name" / name).write_bytes(text)
-    sources.fetch(PINNED, str(tmp_path / "mirror"), tmp_path / "same")
+    repositories.fetch(PINNED, str(tmp_path / "mirror"), tmp_path / "same")
     assert content(tmp_path / "out") == WANTED
     assert files.tree_sha256(tmp_path / "out") == files.tree_sha256(tmp_path / "same")
     assert {request.token for request in near.log} == {None}
@@ -587,13 +588,13 @@ def test_a_mirrors_file_that_is_cut_short_is_not_taken_as_whole(near: Hub, tmp_p
     near.meets["page"] = [Meets(503)]
     near.meets["data/large.jsonl"] = [Meets(cut=2000)]
     fetched = (PINNED, f"{near.endpoint}/mirror", tmp_path / "out")
-    sources.fetch(*fetched, downloads=tmp_path / "downloads")
+    repositories.fetch(*fetched, downloads=tmp_path / "downloads")
     assert content(tmp_path / "out") == WANTED
     assert [request.range for request in near.asked("data/large.jsonl")] == [None, "bytes=2000-"]
     near.meets["data/large.jsonl"] = [Meets(body=LARGE[:2000])] * 2  # a server that takes the part for the whole
     near.ranges = False
     with pytest.raises(Refused, match=r"data/large\.jsonl from the mirror .* is not what was stated \(bytes\)"):
-        sources.fetch(*fetched[:2], tmp_path / "other", downloads=tmp_path / "downloads")
+        repositories.fetch(*fetched[:2], tmp_path / "other", downloads=tmp_path / "downloads")
     assert not (tmp_path / "other").exists()
 
 
@@ -601,10 +602,10 @@ def test_a_mirrors_file_that_changed_is_not_joined_to_what_was_there(near: Hub, 
     fetched = (PINNED, f"{near.endpoint}/mirror", tmp_path / "out")
     near.meets["data/large.jsonl"] = [Meets(cut=2000), *[Meets(503)] * 3]
     with pytest.raises(Refused, match="HTTP 503"):
-        sources.fetch(*fetched, downloads=tmp_path / "downloads")
+        repositories.fetch(*fetched, downloads=tmp_path / "downloads")
     assert arrived(tmp_path) == 2000
     near.stated["data/large.jsonl"] = LARGE[::-1]
-    sources.fetch(*fetched, downloads=tmp_path / "downloads")
+    repositories.fetch(*fetched, downloads=tmp_path / "downloads")
     assert content(tmp_path / "out")["data/large.jsonl"] == LARGE[::-1]
 
 
@@ -621,7 +622,7 @@ def test_a_file_that_changes_between_two_attempts_is_not_spliced(
     """It has the same size, and no hash is stated, so only what the server says of versions can tell."""
     near.validators, near.conditions = validators, conditions
     near.meets["data/large.jsonl"] = [Meets(cut=2000, after=lambda: change(near))]
-    sources.fetch(PINNED, f"{near.endpoint}/mirror", tmp_path / "out", downloads=tmp_path / "downloads")
+    repositories.fetch(PINNED, f"{near.endpoint}/mirror", tmp_path / "out", downloads=tmp_path / "downloads")
     assert content(tmp_path / "out")["data/large.jsonl"] == LARGE[::-1]
 
 
@@ -643,7 +644,7 @@ def test_what_tells_no_version_apart_begins_anew(
 ) -> None:
     near.validators, near.changed = validators, changed or formatdate(usegmt=True)
     near.meets["data/large.jsonl"] = [Meets(cut=2000)]
-    sources.fetch(PINNED, f"{near.endpoint}/mirror", tmp_path / "out", downloads=tmp_path / "downloads")
+    repositories.fetch(PINNED, f"{near.endpoint}/mirror", tmp_path / "out", downloads=tmp_path / "downloads")
     assert content(tmp_path / "out") == WANTED
     assert [request.range for request in near.asked("data/large.jsonl")] == [None, range]
 
@@ -658,7 +659,7 @@ def test_what_tells_no_version_apart_begins_anew(
 def test_what_a_mirror_lacks_is_named(pattern: str, address: str, said: str, near: Hub, tmp_path: Path) -> None:
     name = "owner/name" if address == "mirror" else "owner/other"
     with pytest.raises(Refused) as refusal:
-        sources.fetch(Repository(name, "v1", (pattern,), "MIT"), f"{near.endpoint}/{address}", tmp_path / "out")
+        repositories.fetch(Repository(name, "v1", (pattern,), "MIT"), f"{near.endpoint}/{address}", tmp_path / "out")
     assert said in str(refusal.value) and near.endpoint in str(refusal.value)
 
 
@@ -667,7 +668,7 @@ def test_a_mirror_that_cannot_be_used_says_why(gone: bool, said: str, near: Hub,
     near.lengths = False
     address = "http://127.0.0.1:9" if gone else near.endpoint
     with pytest.raises(Refused, match=said) as refusal:
-        sources.fetch(PINNED, f"{address}/mirror", tmp_path / "out")
+        repositories.fetch(PINNED, f"{address}/mirror", tmp_path / "out")
     assert address in str(refusal.value) and "absolute path of a mirror folder" in str(refusal.value)
 
 
@@ -701,7 +702,7 @@ def test_a_mirror_that_the_disk_has_no_room_for_is_refused(little: Path, tmp_pat
     root = mirror(tmp_path / "mirror", "owner/name/data/a.jsonl")
     (root / "owner/name/data/a.jsonl").write_bytes(b"huge" * 25_000)
     with pytest.raises(Refused) as refusal:
-        sources.fetch(PINNED, str(root), little / "out")
+        repositories.fetch(PINNED, str(root), little / "out")
     assert is_full(str(refusal.value), 100_000) and not list(little.iterdir())
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from alignment import stats
-from alignment.stats import Floats, Statistic
+from alignment.statistics import estimates
+from alignment.statistics.estimates import Floats, Statistic
 
 
 def tied(rows: int, seed: int) -> tuple[Floats, np.ndarray, np.ndarray]:
@@ -21,7 +21,7 @@ def tied(rows: int, seed: int) -> tuple[Floats, np.ndarray, np.ndarray]:
 
 
 def area(values: Floats, positive: np.ndarray, strata: np.ndarray) -> Statistic:
-    return stats.auc(values, positive, np.ones(len(values), dtype=bool), strata)
+    return estimates.auc(values, positive, np.ones(len(values), dtype=bool), strata)
 
 
 def psi(a: float, b: float) -> float:
@@ -39,14 +39,14 @@ def by_loops(values: Floats, positive: np.ndarray, strata: np.ndarray) -> float:
 
 def test_a_mean_has_the_t_interval_of_scipy() -> None:
     x = np.random.default_rng(0).normal(size=30)
-    estimate = stats.of_mean(x)
+    estimate = estimates.of_mean(x)
     low, high = reference.t.interval(0.95, 29, x.mean(), reference.sem(x))
     assert (estimate.low, estimate.high) == pytest.approx((low, high), rel=1e-12)
     assert estimate.n == 30
 
 
 def test_one_unit_says_nothing_of_its_error() -> None:
-    assert stats.of_mean([0.25]).flat("x") == {"x": 0.25, "x_se": None, "x_low": None, "x_high": None, "x_n": 1}
+    assert estimates.of_mean([0.25]).flat("x") == {"x": 0.25, "x_se": None, "x_low": None, "x_high": None, "x_n": 1}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -77,11 +77,11 @@ def test_influences_are_those_of_the_definition() -> None:
 def test_rows_outside_the_members_change_nothing() -> None:
     values, positive, strata = tied(80, 1)
     members = np.arange(80) % 2 == 0
-    inside = stats.auc(values, positive, members, strata)
+    inside = estimates.auc(values, positive, members, strata)
     assert inside.value == area(values[members], positive[members], strata[members]).value
     assert not inside.influence[~members].any()
     values[~members] += 100
-    assert stats.auc(values, positive, members, strata).value == inside.value
+    assert estimates.auc(values, positive, members, strata).value == inside.value
 
 
 def test_no_pair_is_no_area() -> None:
@@ -124,7 +124,7 @@ def test_a_text_that_stands_twice_is_one_unit() -> None:
 def test_overlapping_figures_are_not_averaged_as_independent() -> None:
     values, positive, strata = tied(200, 5)
     one = area(values, positive, strata)
-    average = stats.average([one, one], 200).estimate(np.arange(200))
+    average = estimates.average([one, one], 200).estimate(np.arange(200))
     assert average.se == pytest.approx(one.estimate(np.arange(200)).se, rel=1e-12)
 
 
@@ -133,7 +133,7 @@ def test_the_error_of_an_average_is_that_of_the_jackknife() -> None:
     groups = [np.arange(300) < 200, np.arange(300) >= 100]
 
     def mean_area(kept: np.ndarray) -> Statistic:
-        return stats.average([stats.auc(values, positive, group & kept, strata) for group in groups], 300)
+        return estimates.average([estimates.auc(values, positive, group & kept, strata) for group in groups], 300)
 
     everything = np.ones(300, dtype=bool)
     left_out = np.array([mean_area(np.arange(300) != row).value for row in range(300)])
@@ -142,21 +142,21 @@ def test_the_error_of_an_average_is_that_of_the_jackknife() -> None:
 
 
 def test_an_average_over_nothing_is_null() -> None:
-    flat = stats.average([], 5).estimate(np.arange(5)).flat("average")
+    flat = estimates.average([], 5).estimate(np.arange(5)).flat("average")
     assert flat == {"average": None, "average_se": None, "average_low": None, "average_high": None, "average_n": 0}
 
 
 def test_deciles_put_an_edge_below_and_merge_equal_edges() -> None:
-    assert stats.deciles(np.arange(1, 101)).tolist() == [(i - 1) // 10 for i in range(1, 101)]
-    assert stats.deciles([5, 5, 5, 5, 5, 5, 5, 5, 5, 9]).tolist() == [0] * 9 + [1]
-    assert stats.deciles([7, 7, 7]).tolist() == [0, 0, 0]
+    assert estimates.deciles(np.arange(1, 101)).tolist() == [(i - 1) // 10 for i in range(1, 101)]
+    assert estimates.deciles([5, 5, 5, 5, 5, 5, 5, 5, 5, 9]).tolist() == [0] * 9 + [1]
+    assert estimates.deciles([7, 7, 7]).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 5), (3, 7), (7, 7), (35, 940)])
 def test_rates_have_the_intervals_of_scipy(count: int, n: int) -> None:
     from scipy.stats import binomtest
 
-    ours, theirs = stats.wilson(count, n), binomtest(count, n).proportion_ci(method="wilson")
+    ours, theirs = estimates.wilson(count, n), binomtest(count, n).proportion_ci(method="wilson")
     assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
     bound = binomtest(count, n, alternative="less").proportion_ci(confidence_level=0.95, method="exact").high
-    assert stats.rare(count, n) is (bound < 0.05)
+    assert estimates.rare(count, n) is (bound < 0.05)

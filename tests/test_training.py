@@ -30,12 +30,16 @@ from trl.trainer import dpo_trainer as trl_dpo
 from trl.trainer import sft_trainer as trl_sft
 from trl.trainer import utils as trl_utils
 
-from alignment import files, likelihood, models, schedule, training
-from alignment.chat import IGNORED, Chat, Template
-from alignment.command import Refused
 from alignment.corpora import Role
-from alignment.models import Dtype, Quantization
-from alignment.schedule import Budget
+from alignment.models import loading
+from alignment.models.chat import IGNORED, Chat, Template
+from alignment.models.loading import Dtype, Quantization
+from alignment.runtime import Refused, files
+from alignment.scoring.engine import engine
+from alignment.training import checks, plan, run
+from alignment.training.logps import logps
+from alignment.training.plan import Budget
+from alignment.training.settings import Settings, read_split
 from stages import dpo, fetch, sft
 
 Row = dict[str, Any]
@@ -76,7 +80,7 @@ def comparison(number: int, split: str = "train") -> Row:
 
 @pytest.fixture(scope="module")
 def chat(tiny: Path) -> Chat:
-    return Chat(models.tokenizer(tiny), Template.chatml)
+    return Chat(loading.tokenizer(tiny), Template.chatml)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +131,8 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(**changes: Any) -> training.Settings:
-    return training.Settings(
+def settings(**changes: Any) -> Settings:
+    return Settings(
         **{
             "learning_rate": 1e-3,
             "budget": Budget.epochs,
@@ -154,7 +158,7 @@ def adapted(tiny: Path) -> Any:
     """The tiny model with a random adapter that changes what it says."""
     torch.manual_seed(1)
     config = LoraConfig(**LORA, task_type="CAUSAL_LM", init_lora_weights=False)
-    return get_peft_model(models.load_base(tiny, Dtype.float32, "cpu"), config)
+    return get_peft_model(loading.load_base(tiny, Dtype.float32, "cpu"), config)
 
 
 def dpo_trainer(
@@ -165,7 +169,7 @@ def dpo_trainer(
 
 def sft_trainer(tiny: Path, chat: Chat, rows: list[Row], out: Path, **changes: Any) -> Any:
     lora = {**LORA, "lora_dropout": changes.pop("dropout", 0.0)}
-    return sft._trainer(models.load_base(tiny, Dtype.float32, "cpu"), chat, rows, lora, settings(**changes), out)
+    return sft._trainer(loading.load_base(tiny, Dtype.float32, "cpu"), chat, rows, lora, settings(**changes), out)
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -270,11 +274,11 @@ def test_no_beginning_of_a_sampled_table_is_taken_for_fewer_rows(tmp_path: Path)
     path = tmp_path / "rows.parquet"
     files.write_parquet(path, pa.table({"split": ["train"] * 50, "id": list(range(50))}))
     whole = path.read_bytes()
-    assert len(training.read(path, "train")) == 50
+    assert len(read_split(path, "train")) == 50
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(Refused, match="damaged or cut short"):
-            training.read(path, "train")
+            read_split(path, "train")
 
 
 def test_a_step_of_sft_has_the_loss_and_gradient_of_its_trained_tokens_together(
@@ -324,7 +328,7 @@ def test_the_mean_over_processes_is_the_gradient_of_the_step(
     monkeypatch.setattr(trainer.accelerator, "gather", lambda values: values.reshape(-1))  # several make a row
     for rank in range(processes):
         as_process(monkeypatch, rank, processes)
-        training.check(trainer, chat, rows=5)  # also where a process has no row of its own
+        checks.check(trainer, chat, rows=5)  # also where a process has no row of its own
         losses.append(step_loss(trainer))
         found.append(gradients(trainer.model))
         taken += [row for part in trainer.step(0).passes for row in part.rows]
@@ -388,9 +392,9 @@ def test_sft_has_the_loss_and_gradient_of_trls_own_trainer(
 
 
 def test_logps_are_those_of_a_plain_forward_pass(tiny: Path) -> None:
-    model = models.load_base(tiny, Dtype.float32, "cpu")
+    model = loading.load_base(tiny, Dtype.float32, "cpu")
     prompt, reply = [256, 10, 20, 30], [40, 50, 257]
-    found = training.logps(model, prompt, reply).tolist()
+    found = logps(model, prompt, reply).tolist()
     with torch.no_grad():
         wanted = plain_logps(model.double(), prompt, reply).tolist()
     assert found == pytest.approx(wanted, abs=1e-5)
@@ -568,12 +572,12 @@ def test_rows_that_break_the_token_law_are_refused(
     chat: Chat, ids: list[int], trained: list[bool], message: str
 ) -> None:
     with pytest.raises(Refused, match=f"row r1: .*{message}"):
-        training.check_tokens(chat, "r1", ids, trained)
+        checks.check_tokens(chat, "r1", ids, trained)
 
 
 def test_sft_trains_replies_and_nothing_else(sampled: Path) -> None:
-    chat = Chat(models.tokenizer(sampled / "models/base"), Template.chatml)
-    for example in training.read(sampled / "data/sampled/demonstrations.parquet", "train"):
+    chat = Chat(loading.tokenizer(sampled / "models/base"), Template.chatml)
+    for example in read_split(sampled / "data/sampled/demonstrations.parquet", "train"):
         row = chat.demonstration(example["messages"])
         trained = [label for label in row["labels"] if label != IGNORED]
         said = "".join(turn["content"] + "</s>" for turn in example["messages"] if turn["role"] == "assistant")
@@ -597,7 +601,7 @@ def test_a_row_longer_than_the_model_can_read_is_refused_by_its_id(
 ) -> None:
     module, role = (sft, Role.demonstrations) if stage == "sft" else (dpo, Role.comparisons)
     table = short / f"data/sampled/{role}.parquet"
-    rows = module.encode(chat, [row for split in ("train", "heldout") for row in training.read(table, split)])
+    rows = module.encode(chat, [row for split in ("train", "heldout") for row in read_split(table, split)])
     longest = max(rows, key=module.length)
     most = module.length(longest)
     message = rf"row {longest['id']} has {most} tokens, and the base model can read {most - 1}; .*`sample.max_tokens`"
@@ -699,13 +703,13 @@ def test_a_policy_that_does_not_start_at_the_sft_policy_is_refused(
 
 
 def test_the_base_as_dpos_reference_is_refused(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score = likelihood.Engine.score
+    score = engine.Engine.score
 
-    def of_base(self: likelihood.Engine, *args: Any) -> list[likelihood.Score]:
+    def of_base(self: engine.Engine, *args: Any) -> list[engine.Score]:
         with self.model.disable_adapter():
             return score(self, *args)
 
-    monkeypatch.setattr(likelihood.Engine, "score", of_base)
+    monkeypatch.setattr(engine.Engine, "score", of_base)
     assert_refused("dpo", short, tmp_path, NOT_THE_REFERENCE)
 
 
@@ -834,8 +838,8 @@ def test_a_budget_of_tokens_trains_unlike_datasets_alike(
         counts.clear()
         metrics.append(train("sft", folder, folder, budget=Budget.tokens, tokens=3000, steps=3))
         totals.append(sum(counts))
-        chat = Chat(models.tokenizer(tiny), Template.chatml)
-        rows = sft.encode(chat, training.read(folder / "data/sampled/demonstrations.parquet", "train"))
+        chat = Chat(loading.tokenizer(tiny), Template.chatml)
+        rows = sft.encode(chat, read_split(folder / "data/sampled/demonstrations.parquet", "train"))
         longest.append(max(sum(label != IGNORED for label in row["labels"]) for row in rows))
     lima, orca = metrics
     assert [lima["tokens.trained"], orca["tokens.trained"]] == totals
@@ -849,7 +853,7 @@ def test_a_budget_of_tokens_trains_unlike_datasets_alike(
 
 def held_out(chat: Chat, folder: Path, role: Role) -> list[Row]:
     encode = sft.encode if role is Role.demonstrations else dpo.encode
-    return encode(chat, training.read(folder / f"data/sampled/{role}.parquet", "heldout"))
+    return encode(chat, read_split(folder / f"data/sampled/{role}.parquet", "heldout"))
 
 
 def test_the_saved_sft_adapter_has_the_held_out_loss_that_training_ended_with(
@@ -858,7 +862,7 @@ def test_the_saved_sft_adapter_has_the_held_out_loss_that_training_ended_with(
     metrics = files.read_json(whole["sft"] / "metrics/sft.json")
     rows = held_out(chat, short, Role.demonstrations)
     for name, adapter in (("heldout_before", short / "models/base"), ("heldout", whole["sft"] / "models/sft")):
-        model = models.load(short / "models/base", adapter, Dtype.float32, "cpu").double()
+        model = loading.load(short / "models/base", adapter, Dtype.float32, "cpu").double()
         with torch.no_grad():
             losses = [float(plain_sft(model, [row])) for row in rows]
         assert metrics[f"loss.{name}"] == pytest.approx(sum(losses) / len(rows), abs=1e-4)
@@ -885,8 +889,8 @@ def test_the_saved_dpo_adapter_has_the_held_out_figures_that_training_ended_with
     short: Path, whole: dict[str, Path], chat: Chat
 ) -> None:
     base, rows = short / "models/base", held_out(chat, short, Role.comparisons)
-    reference = models.load(base, short / "models/sft", Dtype.float32, "cpu").double()
-    policy = models.load(base, whole["dpo"] / "models/dpo", Dtype.float32, "cpu").double()
+    reference = loading.load(base, short / "models/sft", Dtype.float32, "cpu").double()
+    policy = loading.load(base, whole["dpo"] / "models/dpo", Dtype.float32, "cpu").double()
 
     def logps(model: Any, side: str) -> torch.Tensor:
         with torch.no_grad():
@@ -929,7 +933,7 @@ def test_held_out_kl_is_that_of_float64_and_never_negative(
 @pytest.mark.parametrize("stage", TRAIN)
 def test_the_only_step_of_a_warm_up_trains(stage: str, short: Path, tmp_path: Path) -> None:
     train(stage, short, tmp_path, batch=100, epochs=1, warmup=0.1)
-    before = models.load(short / "models/base", short / "models/sft", Dtype.float32, "cpu").state_dict()
+    before = loading.load(short / "models/base", short / "models/sft", Dtype.float32, "cpu").state_dict()
     after = load_file(tmp_path / f"models/{stage}/adapter_model.safetensors")
     learnt = {name: weight for name, weight in after.items() if "lora_B" in name}
     if stage == "sft":  # which starts at 0
@@ -942,7 +946,7 @@ def test_the_only_step_of_a_warm_up_trains(stage: str, short: Path, tmp_path: Pa
 def test_a_warm_up_s_rates_are_those_of_its_steps(short: Path, tmp_path: Path) -> None:
     train("sft", short, tmp_path, batch=2, epochs=1, warmup=0.5)
     peak = RUN["learning_rate"]
-    wanted = [f"{peak * schedule.rate(step, 6, 3):.6g}" for step in range(6)]
+    wanted = [f"{peak * plan.rate(step, 6, 3):.6g}" for step in range(6)]
     assert curve(tmp_path, "sft")["learning_rate"] == [float(rate) for rate in wanted]
 
 
@@ -1021,7 +1025,7 @@ def test_the_seed_draws_the_adapter_and_its_dropout(
 def test_without_memory_training_says_what_needs_less(rows: int, checkpointing: bool, ways: list[str]) -> None:
     plan = SimpleNamespace(per_device_batch=rows, lengths=[3, 9])
     trainer = SimpleNamespace(plan=plan, args=SimpleNamespace(gradient_checkpointing=checkpointing))
-    with pytest.raises(Refused) as refusal, training._enough_memory(trainer):
+    with pytest.raises(Refused) as refusal, run._enough_memory(trainer):
         torch.empty(1 << 55, dtype=torch.uint8)
     said = str(refusal.value)
     assert said.startswith(f"out of memory with {rows} row") and said.count("\n- ") == len(ways)

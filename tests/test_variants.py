@@ -9,10 +9,11 @@ import planted
 import pytest
 from scipy import stats as reference
 
-from alignment import safety, variants
-from alignment.command import Refused
-from alignment.comparison import AVERAGE, CAPABILITY, Comparison
-from alignment.revisions import Revision
+from alignment.runtime import Refused
+from alignment.scoring.safety import scores
+from commands.compare import variants
+from commands.compare.comparison import AVERAGE, CAPABILITY, Comparison
+from commands.compare.revisions import Revision
 
 Plant = Callable[..., Revision]
 
@@ -102,8 +103,8 @@ def test_a_difference_over_seeds_is_the_one_of_statistics_section_3(plant: Plant
     runs = {key: outcomes(revision, "sft", "piqa") for key, revision in revisions.items()}
     lima, shp = (np.mean([x for (data, _), x in runs.items() if data == name], axis=0) for name in ("lima", "shp"))
     d, n = lima - shp, planted.ITEMS
-    scores = [[runs[data, seed].mean() for seed in (0, 1, 2)] for data in ("lima", "shp", "orca")]
-    drawn = float(np.mean([np.var(each, ddof=1) for each in scores])) * (1 / 3 + 1 / 3)
+    scored = [[runs[data, seed].mean() for seed in (0, 1, 2)] for data in ("lima", "shp", "orca")]
+    drawn = float(np.mean([np.var(each, ddof=1) for each in scored])) * (1 / 3 + 1 / 3)
     items = d.var(ddof=1) / n
     degrees = (items + drawn) ** 2 / (items**2 / (n - 1) + drawn**2 / 6)
     assert found.seeded
@@ -139,8 +140,8 @@ def test_a_change_of_safety_is_that_of_the_report(plant: Plant) -> None:
     revision = plant("a", effects={"dpo": {"safety": 0.3, "women": 0.5}})
     _, sft, dpo = revision.checkpoints()
     weights = {"SFT lima, DPO hh": 1.0, "SFT lima": -1.0}
-    comparison, expected = compare(revision), safety.changes(sft.table("safety"), dpo.table("safety"))
-    for group, change in {safety.AVERAGE: expected.average, **expected.groups}.items():
+    comparison, expected = compare(revision), scores.changes(sft.table("safety"), dpo.table("safety"))
+    for group, change in {scores.AVERAGE: expected.average, **expected.groups}.items():
         found = comparison.contrast(weights, f"auc_len.{group}")
         assert (found.estimate.value, found.estimate.se) == pytest.approx((change.estimate.value, change.estimate.se))
         assert found.p() == pytest.approx(change.p)

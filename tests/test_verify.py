@@ -11,10 +11,10 @@ import pytest
 import yaml
 from clones import ENVIRONMENT, change, dvc
 
-from alignment import files, integrity
-from alignment.command import Refused
-from alignment.integrity import Records
-from stages import verify
+from alignment.runtime import Refused, files
+from commands.verify import __main__ as verify
+from commands.verify import integrity
+from commands.verify.integrity import Records
 
 pytestmark = pytest.mark.slow
 
@@ -201,7 +201,7 @@ def kept() -> dict[str, str]:
 
 
 def run_verify(study: Path, *stages: str, code: int) -> str:
-    words = [sys.executable, "-m", "stages.verify", *stages]
+    words = [sys.executable, "-m", "commands.verify", *stages]
     ended = subprocess.run(words, cwd=study, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert ended.returncode == code, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr

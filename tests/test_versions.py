@@ -9,10 +9,10 @@ import yaml
 from test_page import compared, points
 from test_review import reviewed
 
-from alignment import libraries
-from alignment.checks import environment
-from alignment.checks.findings import Level
-from alignment.command import Refused
+from alignment.choosing import libraries
+from alignment.runtime import Refused
+from commands.doctor import environment
+from commands.doctor.findings import Level
 from stages import versions
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"

@@ -16,11 +16,11 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from alignment import page, variants, webpage
-from alignment.comparison import Comparison
-from alignment.parts import Cell, Figure, Section, Table
-from alignment.tables import escaped
-from stages import compare as script
+from alignment.reporting.tables import escaped
+from commands.compare import __main__ as script
+from commands.compare import html, page, variants
+from commands.compare.blocks import Cell, Figure, Section, Table
+from commands.compare.comparison import Comparison
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -57,14 +57,14 @@ def sections(tmp_path_factory: pytest.TempPathFactory) -> list[Section]:
             )
             runs += revision.checkpoints()
     comparison = Comparison.of(variants.group(runs))
-    return list(page.sections(comparison, "base", f"python -m stages.compare '{HOSTILE}'"))
+    return list(page.sections(comparison, "base", f"python -m commands.compare '{HOSTILE}'"))
 
 
 @pytest.fixture(scope="module")
 def place(sections: list[Section], tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of the page as a file."""
     path = tmp_path_factory.mktemp("page") / "study.html"
-    path.write_text(webpage.html(page.QUESTION, sections), encoding="utf-8")
+    path.write_text(html.html(page.QUESTION, sections), encoding="utf-8")
     return path.as_uri()
 
 
@@ -153,7 +153,7 @@ def test_a_header_sorts_by_the_number_and_says_so(browser: webdriver.Chrome) -> 
 
 def test_what_has_no_number_is_sorted_last(place: str, started: webdriver.Chrome, tmp_path: Path) -> None:
     rows = [["variant", "p"]] + [[f"v{p}", Cell(f"{p}", p)] for p in (9.0, 10.0, math.nan, -1.0)]
-    small = webpage.html("?", [Section("Head", [""]), Section("Tables", [Table("Small", rows)])])
+    small = html.html("?", [Section("Head", [""]), Section("Tables", [Table("Small", rows)])])
     (tmp_path / "small.html").write_text(small, encoding="utf-8")
     started.get((tmp_path / "small.html").as_uri())
     head, cells = column(table(started, "Small"), "p")
@@ -253,7 +253,7 @@ def test_on_paper_the_answers_are_open(browser: webdriver.Chrome) -> None:
 
 def test_a_figure_in_pixels_is_whole_and_the_same_again(sections: list[Section]) -> None:
     figure = next(part for section in sections for part in section.parts if isinstance(part, Figure))
-    drawn = webpage.png(figure)
+    drawn = html.png(figure)
     width = int(re.search(r'width="(\d+)', figure.svg)[1])
-    assert drawn.startswith(b"\x89PNG") and int.from_bytes(drawn[16:20]) == webpage.SCALE * width
-    assert drawn == webpage.png(figure)
+    assert drawn.startswith(b"\x89PNG") and int.from_bytes(drawn[16:20]) == html.SCALE * width
+    assert drawn == html.png(figure)

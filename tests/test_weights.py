@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignment import files, weights
-from alignment.command import Refused
+from alignment.fetching import base_model
+from alignment.runtime import Refused, files
 
 TEXTS = ["", "Hello", " é 你好 😀\x00\t\r\n  two  spaces n't .", "<s> </s> <|im_start|>user", "a" * 5000]
 
 
 def fetch(model: str, tmp_path: Path, source: str = "mini", out: str = "out") -> Path:
-    weights.fetch_model(model, source, tmp_path / "downloads", tmp_path / out)
+    base_model.fetch_model(model, source, tmp_path / "downloads", tmp_path / out)
     return tmp_path / out
 
 
@@ -79,7 +79,7 @@ def random_state() -> bytes:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_byte_tokenizer_round_trips_any_text(text: str) -> None:
-    tokenizer = weights.byte_tokenizer()
+    tokenizer = base_model.byte_tokenizer()
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
 
 
@@ -89,7 +89,7 @@ def test_the_byte_tokenizer_has_one_token_a_byte_and_a_bos_as_llama(tmp_path: Pa
     tokenizer = AutoTokenizer.from_pretrained(fetch("random:2x64", tmp_path))
     tokens = tokenizer("né").input_ids
     assert tokens[0] == tokenizer.bos_token_id and len(tokens) == 1 + 3 and max(tokens[1:]) < 256
-    assert tokenizer.convert_tokens_to_ids(list(weights.CONTROL_TOKENS)) == [256, 257, 258, 259, 260]
+    assert tokenizer.convert_tokens_to_ids(list(base_model.CONTROL_TOKENS)) == [256, 257, 258, 259, 260]
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<|pad|>")
     assert tokenizer("<s>", add_special_tokens=False).input_ids == [256]
     assert tokenizer.model_max_length >= 1 << 16
@@ -121,7 +121,7 @@ def test_a_repository_without_a_revision_is_told_to_pin(tmp_path: Path) -> None:
 def published(tmp_path: Path) -> Path:
     """A mirror whose one model has what real ones have beside the weights."""
     folder = tmp_path / "mirror/owner/name"
-    weights.fetch_model("random:2x64", "mini", tmp_path / "downloads", folder)
+    base_model.fetch_model("random:2x64", "mini", tmp_path / "downloads", folder)
     for name in ("pytorch_model.bin", "README.md", "training_args.bin", "onnx/model.safetensors", "modeling_x.py"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("not wanted")

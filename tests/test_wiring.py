@@ -1,6 +1,5 @@
 """Law 3: what a stage imports and reads is what dvc.yaml says it depends on; presets have the keys of params.yaml."""
 
-import ast
 import inspect
 import shlex
 from functools import cache
@@ -11,7 +10,8 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from alignment import libraries
+from alignment.choosing import libraries
+from alignment.runtime.closure import closure, imports, is_empty, names
 from stages import choose, dpo, eval, fetch, report, safety, sample, sft, versions
 
 ROOT = Path(__file__).parents[1]
@@ -33,59 +33,36 @@ def stages() -> dict[str, Any]:
     return {stage.name: stage for stage in Repo(str(ROOT)).index.stages}
 
 
-@cache
-def imports(path: Path) -> set[Path]:
-    """The modules of this project that a file imports, wherever in it; for packages, what they define."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            module = ROOT / name.replace(".", "/")
-            found |= {file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file()}
-    return found
+def code(script: str) -> set[str]:
+    """The files of a script's code, as dvc.yaml names them."""
+    return {path.relative_to(ROOT).as_posix() for path in closure(ROOT / script)}
 
 
-def closure(path: Path) -> set[str]:
-    """A script and all that it imports, in turn, without empty package files."""
-    seen: set[Path] = set()
-    left = {path}
-    while left:
-        file = left.pop()
-        seen.add(file)
-        left |= imports(file) - seen
-    empty = {ROOT / "alignment/__init__.py", ROOT / "stages/__init__.py"}
-    return {file.relative_to(ROOT).as_posix() for file in seen - empty}
+def folded(files: set[str]) -> set[str]:
+    """Files as dvc.yaml names them: a folder stands for its modules where all are among them, the runtime always."""
+    for folder in sorted(path for path in (ROOT / "alignment").glob("**/") if path.name != "__pycache__"):
+        name = folder.relative_to(ROOT).as_posix()
+        modules = {f"{name}/{path.relative_to(folder)}" for path in folder.rglob("*.py") if not is_empty(path)}
+        if name == "alignment/runtime" or (len(modules) > 1 and modules <= files):
+            files = (files - modules) | {name}
+    return files
 
 
 def test_code_dependencies_are_the_imports(stages: dict[str, Any]) -> None:
     for name, stage in stages.items():
         command = shlex.split(stage.cmd.replace('"$(dvc cache dir)/', '"'))
         script = next(word for word in command if word.startswith("stages.")).replace(".", "/") + ".py"
+        named = {path for path in _paths(stage.deps) if path.endswith(".py") or (ROOT / path / "__init__.py").is_file()}
         # A corpus is imported by its name, which the imports of the script do not show.
-        corpus = {path for path in _paths(stage.deps) if path.startswith("alignment/corpora/")} - closure(ROOT / script)
+        corpus = {path for path in named if path.startswith("alignment/corpora/")} - code(script)
         assert len(corpus) == (1 if name.startswith(("fetch-corpus", "sample")) else 0), name
-        wanted = closure(ROOT / script).union(*(closure(ROOT / path) for path in corpus))
-        assert {path for path in _paths(stage.deps) if path.endswith(".py")} == wanted, name
+        assert named == folded(code(script).union(*map(code, corpus))), name
 
 
 @cache
 def libraries_of(path: Path) -> set[str]:
-    """The libraries that a file imports, functions included, and that results rest on; not for types alone."""
-    found, left = set(), [ast.parse(path.read_text(encoding="utf-8"))]
-    while left:
-        node = left.pop()
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.partition(".")[0])
-        left += ast.iter_child_nodes(node)
+    """The libraries that a file imports, and that results rest on."""
+    found = {name.partition(".")[0] for name in names(path)}
     return {name for module in found & libraries.RESULTS.keys() for name in libraries.RESULTS[module]}
 
 
@@ -93,10 +70,10 @@ def test_versions_are_those_of_the_libraries_that_a_stage_computes_with(stages: 
     for name, stage in stages.items():
         script = f"stages/{name.partition('@')[0]}.py"
         if name in ("choose", "versions") or name.startswith("fetch"):  # these write names, versions, or copies
-            code = {"alignment/weights.py"} if name == "fetch@model" else set()  # but of a model, which is converted
+            parts = {"alignment/fetching/base_model.py"} if name == "fetch@model" else set()  # which converts a model
         else:
-            code = closure(ROOT / script)
-        wanted = set().union(*(libraries_of(ROOT / path) for path in code))
+            parts = code(script)
+        wanted = set().union(*(libraries_of(ROOT / path) for path in parts))
         recorded = [dep for dep in stage.deps if dep.def_path == "data/raw/versions.yaml"]
         assert {library for dep in recorded for library in dep.params} == wanted, name
 

@@ -14,16 +14,14 @@ A corpus file defines
 
 import importlib
 import itertools
-import math
 import pkgutil
-import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import ModuleType
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
-from alignment.command import Refused
+from alignment.runtime import Refused
 
 
 class Role(StrEnum):
@@ -87,10 +85,6 @@ class Refusal:
     """A row of the right shape that is not used, and why: a counted, expected event."""
 
     cause: Cause
-
-
-class Malformed(ValueError):
-    """A row of the wrong shape; the message says what was found and what was wanted."""
 
 
 @dataclass(frozen=True)
@@ -160,57 +154,31 @@ def whole_text(example: Any) -> str:
     return "\n".join(message["content"] for message in turns(example))
 
 
-def require(row: Any, fields: dict[str, type | tuple[type, ...]], inside: str = "") -> None:
-    """Check that `row` is an object whose `fields` have these types.
+UNSTATED = "see its page"  # where its authors state no licence, or it is read from the hub when it is fetched
 
-    Args:
-        row: the raw row, or an object in it.
-        fields: the columns, each with the type or types that its value may have.
-        inside: where in the row the object stands, if it is not the row itself.
 
-    Raises:
-        Malformed: naming the first field that is missing or of another type.
+@dataclass(frozen=True)
+class Repository:
+    """A pinned source.
+
+    Attributes:
+        name: `owner/name` on the hub, or on GitHub.
+        revision: the full commit.
+        files: patterns of `fnmatch` over paths in the repository; each must match something.
+        ignore: patterns of paths that are left out of what `files` matches.
+        licence: its licence, as its authors state it.
+        terms: what a user must be told before using it, or "" where there is nothing to say.
+        gated: whether the hub asks for a token whose owner has accepted the terms.
+        host: who serves it.
+        stated: size in bytes and SHA-256 of each file, for GitHub, which states neither.
     """
-    place = f" in {inside!r}" if inside else ""
-    if not isinstance(row, dict):
-        raise Malformed(f"found {type(row).__name__}{place}, wanted an object with named columns")
-    for name, kind in fields.items():
-        if name not in row:
-            raise Malformed(f"found {shown(row)}{place}, wanted {name!r} among them")
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        if type(row[name]) not in kinds:  # not isinstance: True is no count
-            wanted = " or ".join(k.__name__ for k in kinds)
-            full = f"{inside}.{name}" if inside else name
-            raise Malformed(f"found {type(row[name]).__name__} in {full!r}, wanted {wanted}")
 
-
-def finite(row: dict[str, Any], name: str) -> float:
-    """The number in the column `name`.
-
-    Raises:
-        Malformed: it is no number, or one that no float holds; JSON readers accept NaN, Infinity and any integer.
-    """
-    require(row, {name: (int, float)})
-    try:
-        number = float(row[name])
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise Malformed(f"found {number} in {name!r}, wanted a finite number")
-    return number
-
-
-def brief(value: Any) -> str:
-    """A value from a row as a message shows it: one short line, whatever the row holds."""
-    return _BRIEF.repr(value)
-
-
-def shown(row: dict[str, Any]) -> str:
-    """The columns of a row as a message shows them."""
-    names = [brief(name)[1:-1] for name in list(row)[:20]]
-    more = f" and {len(row) - 20} more" if len(row) > 20 else ""
-    return f"the columns {', '.join(names)}{more}" if names else "no columns with a value"
-
-
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = 60
+    name: str
+    revision: str
+    files: tuple[str, ...]
+    licence: str
+    ignore: tuple[str, ...] = ()
+    terms: str = ""
+    gated: bool = False
+    host: Literal["dataset", "model", "github"] = "dataset"
+    stated: dict[str, tuple[int, str]] = field(default_factory=dict)

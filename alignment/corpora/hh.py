@@ -9,8 +9,8 @@ of the other is kept. Demonstrations are the chosen sides.
 import re
 from typing import Any
 
-from alignment.corpora import Cause, Comparison, Demonstration, Group, Malformed, Message, Refusal, require
-from alignment.pins import Repository
+from alignment.corpora import Cause, Comparison, Demonstration, Group, Message, Refusal, Repository
+from alignment.runtime.records import Malformed, require
 
 SOURCE = Repository(
     "Anthropic/hh-rlhf",

@@ -6,8 +6,8 @@ Policy: turns alternate, the user's first; all of them are kept; a row that ends
 
 from typing import Any
 
-from alignment.corpora import Cause, Demonstration, Group, Malformed, Refusal, require
-from alignment.pins import Repository
+from alignment.corpora import Cause, Demonstration, Group, Refusal, Repository
+from alignment.runtime.records import Malformed, require
 
 SOURCE = Repository(
     "GAIR/lima",

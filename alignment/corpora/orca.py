@@ -7,8 +7,8 @@ response is refused.
 
 from typing import Any
 
-from alignment.corpora import Cause, Demonstration, Group, Refusal, require
-from alignment.pins import Repository
+from alignment.corpora import Cause, Demonstration, Group, Refusal, Repository
+from alignment.runtime.records import require
 
 SOURCE = Repository(
     "Open-Orca/OpenOrca",

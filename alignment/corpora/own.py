@@ -15,21 +15,8 @@ which are passed over.
 
 from typing import Any
 
-from alignment.corpora import (
-    Cause,
-    Comparison,
-    Demonstration,
-    Group,
-    Malformed,
-    Message,
-    Refusal,
-    Role,
-    brief,
-    finite,
-    is_trained,
-    require,
-    shown,
-)
+from alignment.corpora import Cause, Comparison, Demonstration, Group, Message, Refusal, Role, is_trained
+from alignment.runtime.records import Malformed, brief, finite, require, shown
 
 SOURCE = None
 HELDOUT: tuple[str, ...] = ()

@@ -9,8 +9,8 @@ reply, once. Refused: ties, removed or empty texts, a label that its scores cont
 
 from typing import Any
 
-from alignment.corpora import Cause, Comparison, Demonstration, Group, Malformed, Refusal, brief, finite, require
-from alignment.pins import Repository
+from alignment.corpora import Cause, Comparison, Demonstration, Group, Refusal, Repository
+from alignment.runtime.records import Malformed, brief, finite, require
 
 SOURCE = Repository(
     "stanfordnlp/SHP",

@@ -1,0 +1,1 @@
+"""Where everything comes from: pins, mirrors, the hub, downloads, the base model."""

@@ -1,0 +1,1 @@
+"""From a corpus to the rows of a training: read, ordered, curated, described."""

@@ -1,0 +1,1 @@
+"""Scoring a checkpoint: the engine, benchmarks, safety."""

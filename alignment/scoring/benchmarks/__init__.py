@@ -1,0 +1,1 @@
+"""Benchmarks as lm-eval defines them, scored by the engine; greedy answers."""

@@ -1,0 +1,1 @@
+"""The engine: log-probabilities of many continuations, with what they begin with read once."""

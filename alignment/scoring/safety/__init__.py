@@ -1,0 +1,1 @@
+"""Perplexities of harmful and benign sentences, and the safety scores made of them."""

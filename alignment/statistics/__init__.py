@@ -1,0 +1,1 @@
+"""Every figure with its error: estimates, contrasts, permutations."""

@@ -1,0 +1,202 @@
+"""Two checkpoints, or two variants: what differs, by how much, and how small a difference could have been seen.
+
+In: statistics over the same rows (`estimates.Statistic`), or estimates over the same items. Out: estimates of
+differences whose interval and p come from one standard error, corrected p values, and the tests over groups. The
+formulas are those of a paired design: rows that both have in common are never counted as two samples.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from alignment.statistics import estimates
+from alignment.statistics.estimates import LEVEL, Estimate, Floats, Statistic
+
+POWER = 0.8
+
+
+def contrast(weights: Sequence[float], statistics: Sequence[Statistic]) -> Statistic:
+    """A weighted sum of figures over the same rows, such as a change or an interaction: again such a figure."""
+    pairs = list(zip(weights, statistics, strict=True))
+    return Statistic(
+        sum(weight * each.value for weight, each in pairs),
+        np.sum([weight * each.influence for weight, each in pairs], axis=0),
+        np.any([each.members for _, each in pairs], axis=0),
+    )
+
+
+def difference(before: Statistic, after: Statistic) -> Statistic:
+    """The change of a figure over the same rows; its influence on each row is the difference of the two."""
+    return contrast((-1, 1), (before, after))
+
+
+def p_value(estimate: Estimate, degrees: float, null: float = 0.0) -> float:
+    """The two-sided p of an estimate being `null`, by t; 1 where it is just that, NaN without a standard error."""
+    if estimate.value == null:
+        return 1.0
+    if not estimate.se > 0:
+        return math.nan
+    return 2 * float(special.stdtr(degrees, -abs(estimate.value - null) / estimate.se))
+
+
+def p_below(estimate: Estimate, degrees: float, bound: float) -> float:
+    """The one-sided p, by t, of a true value of at least `bound`: small where the estimate is certainly below it.
+
+    Without a standard error the estimate is taken for the value; NaN where it is not defined.
+    """
+    if not estimate.se > 0:
+        return math.nan if math.isnan(estimate.value) else float(estimate.value >= bound)
+    return float(special.stdtr(degrees, (estimate.value - bound) / estimate.se))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p values of one family, in the order given; NaN is no member of the family."""
+    order = sorted((p, place) for place, p in enumerate(ps) if not math.isnan(p))
+    adjusted, highest = [math.nan] * len(ps), 0.0
+    for step, (p, place) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - step) * p))
+        adjusted[place] = highest
+    return adjusted
+
+
+def detectable(se: float, degrees: float, family: int, sides: int = 2) -> float:
+    """The smallest true difference that Holm's first step finds with a chance of 80 %.
+
+    (t_{1 - .05 / (2 m)} + t_{.80}) se, for a family of m; 1 in place of 2 for tests of one side.
+    """
+    quantiles = special.stdtrit(degrees, [1 - (1 - LEVEL) / (sides * family), POWER])
+    return float(quantiles.sum()) * se
+
+
+class Part(NamedTuple):
+    """One of the independent parts of a variance, with its degrees of freedom."""
+
+    variance: float
+    degrees: float
+
+
+NOTHING = Part(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """A test of whether several changes are all the same.
+
+    Attributes:
+        chi2: the statistic; NaN where it is not defined.
+        degrees: its degrees of freedom.
+        p: its p.
+    """
+
+    chi2: float
+    degrees: int
+    p: float
+
+
+def uneven(changes: Sequence[Statistic], clusters: ArrayLike, drawn: Part = NOTHING) -> Uneven:
+    """Whether changes over groups of the same rows differ from each other: chi2 with G - 1 degrees of freedom.
+
+    (K D)' (K V K')^-1 K D, where D are the changes, V their covariance by influences clustered as `clusters` says, and
+    K the contrasts to the mean. Not defined where a group's change is a fixed sum of others', as of equal groups.
+
+    Args:
+        changes: of each group.
+        clusters: the cluster of every row.
+        drawn: the variance of each change around their mean by what else was drawn, such as seeds, which adds to V. It
+            is known from few runs, so p is then by F with Satterthwaite's degrees of freedom.
+    """
+    delta = np.array([change.value for change in changes])
+    degrees = len(changes) - 1
+    contrasts = (np.eye(len(changes)) - 1 / max(len(changes), 1))[:degrees]
+    rows = covariance(changes, clusters)
+    between = contrasts @ (rows + drawn.variance * np.eye(len(changes))) @ contrasts.T
+    if degrees < 1 or np.linalg.matrix_rank(between, hermitian=True) < degrees:
+        return Uneven(math.nan, degrees, math.nan)
+    apart = contrasts @ delta
+    chi2 = float(apart @ np.linalg.solve(between, apart))
+    if not drawn.variance:
+        return Uneven(chi2, degrees, float(special.chdtrc(degrees, chi2)))
+    _, freedom = total([Part(_around(rows), len(np.unique(clusters)) - 1), drawn])
+    return Uneven(chi2, degrees, float(special.fdtrc(degrees, freedom, chi2 / degrees)))
+
+
+def _around(covariance: Floats) -> float:
+    """The mean variance of figures around their mean: the trace of their contrasts."""
+    figures = len(covariance)
+    return float(np.trace(covariance) - covariance.sum() / figures) / (figures - 1)
+
+
+def covariance(statistics: Sequence[Statistic], clusters: ArrayLike) -> Floats:
+    """The covariance of figures over the same rows; its diagonal is the square of `Statistic.estimate`'s errors."""
+    _, codes = np.unique(np.asarray(clusters), return_inverse=True)
+    totals = np.array([np.bincount(codes, weights=each.influence) for each in statistics])
+    counts = np.array([len(np.unique(codes[each.members])) for each in statistics], dtype=np.float64)
+    scale = np.sqrt(counts / (counts - 1))
+    return np.asarray(totals @ totals.T * np.outer(scale, scale))
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """How much runs of one variant differ by their seeds, pooled over variants of a stage.
+
+    Attributes:
+        covariance: of a run's figures; NaN where no variant has a second run.
+        degrees: its degrees of freedom, the sum of (runs - 1).
+    """
+
+    covariance: Floats
+    degrees: int
+
+    @classmethod
+    def pooled(cls, variants: Sequence[ArrayLike]) -> "Seeds":
+        """Of the figures of each variant's runs: runs by figures, or runs for a single figure."""
+        tables = [np.asarray(runs, dtype=np.float64).reshape(len(np.asarray(runs)), -1) for runs in variants]
+        degrees = sum(len(table) - 1 for table in tables)
+        apart = [table - table.mean(axis=0) for table in tables]
+        squares = np.sum([table.T @ table for table in apart], axis=0)
+        return cls(squares / degrees if degrees else np.full_like(squares, math.nan), degrees)
+
+    def part(self, weights: Sequence[float], runs: Sequence[int]) -> Part:
+        """What seeds add to the variance of a weighted sum of variants' means over runs: s^2 * sum of w^2 / S."""
+        return Part(float(self.covariance[0, 0]) * _shares(weights, runs), self.degrees)
+
+    def apart(self, weights: Sequence[float], runs: Sequence[int]) -> Part:
+        """What seeds add to the variance of each of several figures around their mean.
+
+        One variance for all: so few runs say how far seeds move figures apart, not which with which. With a covariance
+        of its own for each pair `uneven` would reject a true null nearly always.
+        """
+        figures = len(self.covariance)
+        variance = _around(self.covariance) * _shares(weights, runs) if figures > 1 else 0.0
+        return Part(variance, self.degrees * (figures - 1))
+
+
+def _shares(weights: Sequence[float], runs: Sequence[int]) -> float:
+    return sum(weight**2 / count for weight, count in zip(weights, runs, strict=True))
+
+
+def summed(value: float, n: int, parts: Sequence[Part]) -> tuple[Estimate, float]:
+    """An estimate whose variance is a sum, such as that of items and that of seeds: V = s_d^2 / n + s_seed^2 / S + ...
+
+    Args:
+        value: the estimate.
+        n: its units.
+        parts: of the variance; those of 0 count for nothing.
+
+    Returns:
+        The estimate, and its degrees of freedom by Satterthwaite.
+    """
+    variance, degrees = total(parts)
+    return estimates.interval(value, math.sqrt(variance), n, degrees), degrees
+
+
+def total(parts: Sequence[Part]) -> Part:
+    """Independent parts together, of which there may be none, with Satterthwaite's degrees of freedom."""
+    variance = sum(part.variance for part in parts)
+    squares = sum(part.variance**2 / part.degrees for part in parts if part.variance)
+    return Part(variance, variance**2 / squares if squares else min((part.degrees for part in parts), default=0))

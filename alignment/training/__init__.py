@@ -1,0 +1,1 @@
+"""All that SFT and DPO share: settings, plan, trainer, checks, run, resume points, curves."""

@@ -1,0 +1,105 @@
+"""What SFT and DPO share: rows as tokens, the Trainer's settings, checks before the first step, the run, its figures.
+
+In: a Parquet file of examples, a model. Out: a trained adapter, its curve, its held-out figures.
+
+Checkpoints lie in a state folder outside the stage's outputs, under a name made of everything the run depends on; a
+run that was killed goes on from the last whole one and ends with the bytes of an undisturbed run.
+"""
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alignment.runtime import Refused, files, processes
+from alignment.training.plan import Plan
+
+
+def run(trainer: Any, curves: dict[str, str]) -> None:
+    """Train to the end, from the last whole checkpoint in `output_dir` if there is one.
+
+    Args:
+        trainer: a `PlannedTrainer` trainer whose `output_dir` is named for all that the run depends on.
+        curves: as `write_curve` takes them.
+
+    Raises:
+        Refused: the loss is no number, or memory or the disk does not suffice.
+        SystemExit: a signal asked for the end; there is a checkpoint.
+    """
+    from alignment.training import resume
+
+    say = trainer.accelerator.print
+    folder, stop = Path(trainer.args.output_dir), resume.Stop(trainer.accelerator)
+    with trainer.accelerator.main_process_first():
+        last = resume.last(folder)
+    if last:
+        say(f"resuming from {last.name}: an earlier run with the same inputs was interrupted")
+    if trainer.args.device.type == "cuda":
+        say("deterministic kernels: the same bytes on this GPU, driver and libraries; on others, other last digits")
+    say(f"{len(trainer.plan.steps)} steps; the curve so far: {folder / 'curve.csv'}")
+    for callback in (resume.Seal(trainer.accelerator), resume.Curve(folder / "curve.csv", curves), stop):
+        trainer.add_callback(callback)
+    start = time.monotonic()
+    try:
+        with _enough_memory(trainer), _enough_room(trainer):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    finally:
+        stop.restore()
+    stop.end(trainer.state)
+    first = int(last.name.rpartition("-")[2]) if last else 0
+    say(_speed(trainer.plan, first, time.monotonic() - start))
+
+
+@contextlib.contextmanager
+def _enough_memory(trainer: Any) -> Iterator[None]:
+    """Where memory runs out, say which parameters need less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not processes.no_memory(error):
+            raise
+        rows, tokens = trainer.plan.per_device_batch, max(trainer.plan.lengths)
+        ways = [f"lower `per_device_batch` (now {rows}); an optimiser step stays the same"] if rows > 1 else []
+        if not trainer.args.gradient_checkpointing:
+            ways.append("set `gradient_checkpointing: true` in the stage's section")
+        ways.append(f"lower `sample.max_tokens` below the {tokens} of the longest row, which drops such rows")
+        raise Refused(
+            f"out of memory with {rows} row{'s' * (rows > 1)} of up to {tokens} tokens a forward pass; the first that "
+            "helps, in params.yaml:\n- " + "\n- ".join(ways) + "\n`make doctor` says what fits"
+        ) from None
+
+
+@contextlib.contextmanager
+def _enough_room(trainer: Any) -> Iterator[None]:
+    """Where no room is left for a checkpoint, remove what there is of it and say how much it needs."""
+    from alignment.training import resume
+
+    folder = Path(trainer.args.output_dir)
+    try:
+        yield
+    except Exception as error:
+        if not files.is_full(error):
+            raise
+        trained = sum(weights.numel() * weights.element_size() for weights in trainer.model.parameters()
+                      if weights.requires_grad)  # fmt: skip
+        resume.last(folder)
+        # The weights, and two moments of Adam's for each.
+        raise files.full(f"a checkpoint in {folder}", f"about {3 * trained:,}", folder) from None
+
+
+def _speed(plan: Plan, first: int, seconds: float) -> str:
+    """Tokens/s and peak memory, for the log: no metric repeats to the byte that holds them."""
+    import torch
+
+    tokens = plan.tokens(first)
+    # Kilobytes, but for macOS.
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated()
+    return (
+        f"{len(plan.steps) - first} steps, {tokens} trained tokens in {seconds:.0f} s: "
+        f"{tokens / seconds:.0f} tokens/s; peak memory {memory / 1e9:.1f} GB"
+    )

@@ -1,0 +1,85 @@
+"""Differences that are tested together, and the gate that a certain fall does not pass.
+
+In: a comparison, and which of its variants are set against which. Out: the p of each difference by Holm's correction
+over all of them, two-sided for what differs, one-sided for what fell by more than a margin.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from alignment.statistics import contrasts
+from alignment.statistics.estimates import LEVEL
+from commands.compare.comparison import Comparison, Contrast
+
+Key = tuple[str, str]  # the name of a difference, such as its variant, and the measure
+
+
+@dataclass(frozen=True)
+class Family:
+    """Differences that are tested together.
+
+    Attributes:
+        found: by name and measure.
+        adjusted: p of each by Holm; NaN where there is no test.
+    """
+
+    found: dict[Key, Contrast]
+    adjusted: dict[Key, float]
+
+    @classmethod
+    def of(cls, comparison: Comparison, pairs: Mapping[str, tuple[str, str]], measures: Sequence[str]) -> "Family":
+        """Pairs of variants, before and after, each under a name, in each of these measures."""
+        found = {
+            (name, measure): comparison.contrast({after: 1.0, before: -1.0}, measure)
+            for name, (before, after) in pairs.items()
+            for measure in measures
+        }
+        return cls(found, dict(zip(found, contrasts.holm([each.p() for each in found.values()]), strict=True)))
+
+    @property
+    def size(self) -> int:
+        """How many were tested."""
+        return sum(not math.isnan(p) for p in self.adjusted.values())
+
+    def significant(self, name: str, measure: str) -> bool:
+        """Whether a difference is, after correction."""
+        return self.adjusted[name, measure] < 1 - LEVEL  # never of NaN
+
+    def detectable(self, measure: str) -> list[float]:
+        """The smallest and the largest of what could have been seen in a measure; none where nothing changed."""
+        differences = [found for (_, m), found in self.found.items() if m == measure]
+        least = [found.detectable(self.size) for found in differences if found.estimate.se > 0]
+        return [min(least), max(least)] if least else []
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether something fell by more than a margin: Holm over one-sided tests of D >= -margin, one for each difference.
+
+    Attributes:
+        family: the differences.
+        margins: the fall that is put up with, by measure.
+    """
+
+    family: Family
+    margins: Mapping[str, float]
+
+    @property
+    def adjusted(self) -> dict[Key, float]:
+        """The p of each by Holm; NaN where there is no test."""
+        found = self.family.found
+        ps = [found[key].p_below(-self.margins[key[1]]) for key in found]
+        return dict(zip(found, contrasts.holm(ps), strict=True))
+
+    @property
+    def fallen(self) -> list[Key]:
+        """Those that keep it shut."""
+        return [key for key, p in self.adjusted.items() if p < 1 - LEVEL]
+
+    def detectable(self, key: Key) -> float:
+        """The smallest true fall that shuts the gate with a chance of 80 %; NaN where no outcome changed."""
+        found = self.family.found[key]
+        if not found.estimate.se > 0:
+            return math.nan
+        return self.margins[key[1]] + found.detectable(self.family.size, sides=1)

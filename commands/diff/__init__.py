@@ -1,0 +1,1 @@
+"""`make diff`: what the workspace changes, each metric with its test."""

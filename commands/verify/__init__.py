@@ -1,0 +1,1 @@
+"""`make verify`: is every recorded byte still there, and do stages give the same again?"""
