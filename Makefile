@@ -35,10 +35,11 @@ diff: .venv  ## what the workspace changes from BASE, each metric with its test;
 test: .venv  ## every test, by two processes of one thread each
 	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-check: .venv  ## format, lint, types, the workflow's schema
+check: .venv  ## format, lint, types, the arrows between packages, the workflow's schema
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports --no-cache --no-logo
 	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/study.yml
 
 preset:  ## params.yaml becomes a preset; `git stash push params.yaml` returns and keeps it
