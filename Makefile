@@ -33,7 +33,7 @@ diff: .venv  ## what the workspace changes from BASE, each metric with its test;
 	python -m commands.diff "$$BASE" --out metrics/diff.md
 
 test: .venv  ## every test, by two processes of one thread each
-	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 check: .venv  ## format, lint, types, the arrows between packages, the workflow's schema
 	ruff format --check .

@@ -23,13 +23,13 @@ from alignment.fetching import repositories
 from alignment.models import loading
 from alignment.models.chat import Chat, Template
 from alignment.models.loading import Dtype, Quantization
+from alignment.objectives import dpo, sft
 from alignment.runtime import command, records
 from alignment.sampling import reader
 from alignment.training.plan import Budget
 from alignment.training.settings import Settings
 from benchmarks import speed
 from commands.doctor import predictions
-from stages import dpo, sft
 
 HEADER = (
     "| work | trainer | tokens/s | ours is faster by (lowest to highest) | padding | share of peak | GPU memory, GB |\n"
@@ -141,13 +141,13 @@ def ours(
 ) -> Any:
     """Our stage's trainer; what DPO computes before its first step is part of its time."""
     if work == "sft":
-        return sft._trainer(model, chat, data, LORA, settings, state)
+        return sft.make_trainer(model, chat, data, LORA, settings, state)
     policy, rows = policy_of(model), [dict(row) for row in data]
     start = time.perf_counter()
     if settings.dtype is Dtype.float32:
         dpo.add_reference(rows, policy, token_budget, state / "reference.json")
         (state / "reference.json").unlink()
-    trainer = dpo._trainer(policy, chat, rows, 0.1, dpo.Loss.sigmoid, settings, state)
+    trainer = dpo.make_trainer(policy, chat, rows, 0.1, dpo.Loss.sigmoid, settings, state)
     trainer.seconds_before = time.perf_counter() - start
     return trainer
 

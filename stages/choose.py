@@ -1,12 +1,13 @@
 """Check all parameters before anything is fetched or trained.
 
-In: params.yaml, dvc.yaml, and a params file with the keys and kinds that are wanted. Out: for each role a file that
-holds its dataset's name, and one that is the same whenever the parameters can be used.
+In: params.yaml, dvc.yaml, and a params file with the keys and kinds that are wanted. Out: for each role a file with its
+dataset's name and one with a digest of that dataset's parser, and one that is the same whenever the parameters can be
+used.
 
-It comes first and depends on every parameter, so that a mistake costs a second and no training; nothing follows where
-the names stay the same. The stages' parsers are asked by the names in their commands and are no code of this stage: one
-that is edited while no parameter changes speaks when its stage runs. It also names the datasets there are, where DVC
-would only miss `alignment/corpora/<name>.py`.
+It comes first and depends on every parameter and every dataset's parser, so that a mistake costs a second and no
+training; nothing follows where names and digests stay the same. The stages' parsers of options are asked by the names
+in their commands and are no code of this stage: one that is edited while no parameter changes speaks when its stage
+runs.
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 
 from alignment.choosing import parameters
 from alignment.runtime import command, files, processes
+from alignment.runtime.closure import ROOT, closure
 
 
 def main(
@@ -24,15 +26,26 @@ def main(
     known: Annotated[Path, typer.Argument(help="a params file with the same keys and kinds of values")],
     demonstrations: Annotated[Path, typer.Argument(help="the file for the name of the demonstrations' dataset")],
     comparisons: Annotated[Path, typer.Argument(help="the file for the name of the comparisons' dataset")],
+    demonstrations_parser: Annotated[Path, typer.Argument(help="the file for the digest of their parser")],
+    comparisons_parser: Annotated[Path, typer.Argument(help="the same of the comparisons")],
     checked: Annotated[Path, typer.Argument(help="the file for all that depends on no name")],
 ) -> None:
     """Refuse parameters that a stage would refuse later."""
     files.claim(checked)
     found = parameters.load(params, pipeline, known)
     processes.require_device(found["device"])
-    files.write_text(demonstrations, f"{found['data']}\n")
-    files.write_text(comparisons, f"{found['preferences']}\n")
+    for name, chosen, parser in (
+        (found["data"], demonstrations, demonstrations_parser),
+        (found["preferences"], comparisons, comparisons_parser),
+    ):
+        files.write_text(chosen, f"{name}\n")
+        files.write_text(parser, f"{files.digest([files.sha256(path) for path in sorted(code(name))])}\n")
     files.write_text(checked, "every stage takes these parameters\n")
+
+
+def code(corpus: str) -> set[Path]:
+    """The files that a dataset's parser is made of."""
+    return closure(ROOT / f"alignment/corpora/{corpus}.py")
 
 
 if __name__ == "__main__":

@@ -4,45 +4,21 @@ In: the base model, the SFT adapter, sampled comparisons.
 Out: one adapter on the base with its tokenizer and lineage, its metrics, its curves.
 """
 
-import contextlib
-import math
 import shutil
-from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
 from alignment.models import loading
-from alignment.models.chat import Chat, Template
-from alignment.models.loading import Device, Dtype, Quantization
-from alignment.runtime import Refused, command, files, processes
+from alignment.models.chat import Chat
+from alignment.models.loading import Dtype, Quantization
+from alignment.objectives import dpo
+from alignment.runtime import command, files, processes
 from alignment.runtime.command import SEEDS
-from alignment.scoring.engine import engine, prefix_tree
 from alignment.statistics import estimates
-from alignment.training import checks, curves, run
-from alignment.training.logps import chosen, distributions, logps
-from alignment.training.plan import Budget, Plan
+from alignment.training import checks, curves, options, run
 from alignment.training.settings import Settings, read_split
-from alignment.training.trainer import PlannedTrainer
-
-CURVES = {
-    "loss": "loss",
-    "rewards/accuracies": "reward_accuracy",
-    "rewards/margins": "reward_margin",
-    "logps/chosen": "chosen_logps",
-    "logps/rejected": "rejected_logps",
-}
-
-
-class Loss(StrEnum):
-    """DPO's equation, or another of its family; equations as TRL implements them."""
-
-    sigmoid = "sigmoid"
-    ipo = "ipo"
-    hinge = "hinge"
 
 
 def main(
@@ -55,31 +31,33 @@ def main(
     beta: Annotated[
         float, typer.Option(help="how strongly the policy is held to its reference", callback=command.above_zero)
     ],
-    loss: Annotated[Loss, typer.Option(help="the loss")],
-    learning_rate: Annotated[float, typer.Option(help="peak learning rate", callback=command.above_zero)],
-    budget: Annotated[Budget, typer.Option(help="what says how long training is")],
-    epochs: Annotated[int, typer.Option(help="budget epochs: passes over the rows", min=1)],
-    batch: Annotated[int, typer.Option(help="budget epochs: comparisons an optimiser step, over all devices", min=1)],
-    tokens: Annotated[int, typer.Option(help="budget tokens: tokens of replies in the whole run", min=1)],
-    steps: Annotated[int, typer.Option(help="budget tokens: optimiser steps", min=1)],
-    warmup: Annotated[float, typer.Option(help="share of steps before the peak", min=0, max=1)],
-    checkpoint_steps: Annotated[int, typer.Option(help="steps between checkpoints", min=1)],
-    gradient_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")],
-    per_device_batch: Annotated[int, typer.Option(help="long comparisons a forward pass has room for", min=1)],
+    loss: Annotated[dpo.Loss, typer.Option(help="the loss")],
+    learning_rate: options.LearningRate,
+    budget: options.Budget,
+    epochs: options.Epochs,
+    batch: options.Batch,
+    tokens: options.Tokens,
+    steps: options.Steps,
+    warmup: options.Warmup,
+    checkpoint_steps: options.CheckpointSteps,
+    gradient_checkpointing: options.GradientCheckpointing,
+    per_device_batch: options.PerDeviceBatch,
     token_budget: Annotated[int, typer.Option(help="tokens a forward pass of the reference, padding included", min=1)],
-    template: Annotated[Template, typer.Option(help="the chat template")],
+    template: options.Template,
     seed: Annotated[int, typer.Option(help="the order of rows", min=0, max=SEEDS)],
-    dtype: Annotated[Dtype, typer.Option(help="precision")],
-    device: Annotated[Device, typer.Option(help="where it is computed")],
-    quantization: Annotated[Quantization, typer.Option(help="of the base's weights while training")],
-    state: Annotated[Path, typer.Option(help="folder for checkpoints, outside the outputs")],
+    dtype: options.Dtype,
+    device: options.Device,
+    quantization: options.Quantization,
+    state: options.State,
 ) -> None:
     """Train the SFT policy on comparisons."""
     world = processes.claimed(out, device)
     state = files.kept(state)
     settings = Settings(
-        learning_rate, budget, epochs, batch, tokens, steps, per_device_batch, warmup, seed, checkpoint_steps,
-        gradient_checkpointing, dtype, device, quantization, template,
+        learning_rate=learning_rate, budget=budget, epochs=epochs, batch=batch, tokens=tokens, steps=steps,
+        per_device_batch=per_device_batch, warmup=warmup, seed=seed, checkpoint_steps=checkpoint_steps,
+        gradient_checkpointing=gradient_checkpointing, dtype=dtype, device=device, quantization=quantization,
+        template=template,
     )  # fmt: skip
     made_from = {
         "stage": "dpo",
@@ -92,25 +70,25 @@ def main(
     }
     chat = Chat(loading.tokenizer(base), template)
     train, held = (read_split(comparisons, split) for split in ("train", "heldout"))
-    rows, held_rows = encode(chat, train), encode(chat, held)
-    checks.check_lengths([(row["id"], length(row)) for row in [*rows, *held_rows]], loading.longest_row(base))
+    rows, held_rows = dpo.encode(chat, train), dpo.encode(chat, held)
+    checks.check_lengths([(row["id"], dpo.length(row)) for row in [*rows, *held_rows]], loading.longest_row(base))
     policy = loading.load(base, sft, dtype, device, trainable=True, quantization=quantization)
     checkpoints = files.unfinished(state, made_from)
     processes.claimed(checkpoints, device)  # another queued copy may train the same
     some = rows[:2]
-    sft_logps = reply_logps(policy.eval(), some)
+    sft_logps = dpo.reply_logps(policy.eval(), some)
     if dtype is Dtype.float32 and quantization is Quantization.none:
-        add_reference(rows, policy, token_budget, checkpoints / "reference.json")
-    trainer = _trainer(policy, chat, rows, beta, loss, settings, checkpoints)
+        dpo.add_reference(rows, policy, token_budget, checkpoints / "reference.json")
+    trainer = dpo.make_trainer(policy, chat, rows, beta, loss, settings, checkpoints)
     checks.check(trainer, chat, len(rows))
-    check_start(trainer, some, sft_logps, loss, beta)
-    run.run(trainer, CURVES)
-    figures = heldout(trainer.model.eval(), held_rows, beta)
+    dpo.check_start(trainer, some, sft_logps, loss, beta)
+    run.run(trainer, dpo.CURVES)
+    figures = dpo.heldout(trainer.model.eval(), held_rows, beta)
     loading.save_adapter(trainer.model, chat.published(), base, out, made_from)
     if not world.is_main_process:
         return
 
-    curves.write_curve(curve, trainer.state.log_history, CURVES)
+    curves.write_curve(curve, trainer.state.log_history, dpo.CURVES)
     files.write_json(
         metrics,
         {
@@ -121,213 +99,6 @@ def main(
         },
     )
     shutil.rmtree(checkpoints)
-
-
-def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Comparisons as `id`, `prompt_ids`, `chosen_ids` and `rejected_ids`, each side checked against law 8."""
-    rows = []
-    for example in tqdm(examples, desc="tokens", unit="row"):
-        row = chat.comparison(example)  # type: ignore[arg-type]
-        for side in ("chosen_ids", "rejected_ids"):
-            trained = [False] * len(row["prompt_ids"]) + [True] * len(row[side])
-            checks.check_tokens(chat, example["id"], row["prompt_ids"] + row[side], trained)
-        rows.append({"id": example["id"], **row})
-    return rows
-
-
-def length(row: dict[str, Any]) -> int:
-    """The tokens of an encoded comparison, with its longer reply."""
-    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-
-
-def plan_of(rows: list[dict[str, Any]], settings: Settings) -> Plan:
-    """The run over encoded comparisons; trained tokens are those of both replies."""
-    trained = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
-    return settings.plan([row["id"] for row in rows], list(map(length, rows)), trained)
-
-
-def add_reference(rows: list[dict[str, Any]], sft: Any, token_budget: int, kept: Path) -> None:
-    """Add `ref_chosen_logps` and `ref_rejected_logps` to each row, computed once for all passes over them.
-
-    The scoring engine computes a prompt once for both replies. That is exact in float32 alone: in bfloat16, and on a
-    quantised base, the reference is taken in each step instead, from the policy's own batch, so that rounding cancels.
-
-    Args:
-        sft: the SFT policy, as it was loaded.
-        kept: where a run that is killed finds them again.
-    """
-    first = processes.world().is_main_process
-    if not kept.exists():
-        sides = [(row["prompt_ids"], row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
-        scores = engine.Engine(sft, token_budget).score(
-            [prefix_tree.Request(*side) for side in sides], [n // 2 for n in range(len(sides))], "reference", "row"
-        )
-        if first:
-            files.write_json(kept, [score.loglikelihood for score in scores])
-    processes.world().wait_for_everyone()
-    found = files.read_json(kept)
-    for row, of_chosen, of_rejected in zip(rows, found[::2], found[1::2], strict=True):
-        row |= {"ref_chosen_logps": of_chosen, "ref_rejected_logps": of_rejected}
-
-
-def reply_logps(model: Any, rows: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """Summed log-probabilities of the chosen and the rejected reply of each row, in nats."""
-    return [
-        (
-            float(logps(model, row["prompt_ids"], row["chosen_ids"]).sum()),
-            float(logps(model, row["prompt_ids"], row["rejected_ids"]).sum()),
-        )
-        for row in rows
-    ]
-
-
-@contextlib.contextmanager
-def reference(model: Any) -> Iterator[None]:
-    """Have the frozen reference speak, the adapter that TRL calls `ref`."""
-    model.set_adapter("ref", inference_mode=True)
-    try:
-        yield
-    finally:
-        model.set_adapter("default")
-
-
-def check_start(
-    trainer: Any, rows: list[dict[str, Any]], sft_logps: list[tuple[float, float]], loss: Loss, beta: float
-) -> None:
-    """Check DPO's starting point on real rows, before a step is spent.
-
-    The policy and its reference are the SFT policy, so rewards are zero and the loss is that of no preference, ln 2
-    for the sigmoid. That alone proves nothing: it also holds when the SFT adapter was lost and both are the base. So
-    the reference must also give the log-probabilities that the SFT policy gave when it was loaded, and others than the
-    base's.
-
-    Args:
-        trainer: the DPO trainer, before training.
-        rows: a few encoded training rows.
-        sft_logps: their log-probabilities under the SFT policy as it was loaded, before the trainer had it.
-        loss: which loss the trainer has.
-        beta: its β.
-
-    Raises:
-        Refused: naming which of these does not hold.
-    """
-    import torch
-
-    model = trainer.model.eval()
-    generator = torch.get_rng_state()
-    with model.disable_adapter():
-        base = reply_logps(model, rows)
-    with reference(model):
-        references = [reply_logps(model, rows)]
-    if "ref_chosen_logps" in rows[0]:
-        references.append([(row["ref_chosen_logps"], row["ref_rejected_logps"]) for row in rows])
-    policy = reply_logps(model, rows)
-    exact = all(weights.dtype is torch.float32 for weights in model.parameters())
-    tolerance = 1e-4 if exact else 1e-2
-    lengths = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
-
-    def differ(one: list[tuple[float, float]], other: list[tuple[float, float]]) -> float:
-        """The largest difference, in nats a token."""
-        pairs = zip(sum(one, ()), sum(other, ()), sum(lengths, ()), strict=True)
-        return max(abs(a - b) / n for a, b, n in pairs)
-
-    if differ(sft_logps, base) == 0:
-        raise Refused("DPO: the SFT adapter changes nothing: the SFT policy gives the base's log-probabilities")
-    # Where the SFT policy is hardly another than the base, no tolerance tells them apart, but the nearer one does.
-    for name, given in (*(("the reference", each) for each in references), ("the policy", policy)):
-        found, from_base = differ(given, sft_logps), differ(given, base)
-        if found > tolerance or found >= from_base:
-            raise Refused(
-                f"DPO: {name} is not the SFT policy: they differ by {found:.2g} nats a token, "
-                f"and {from_base:.2g} from the base"
-            )
-    wanted = {Loss.sigmoid: math.log(2), Loss.ipo: 1 / (4 * beta**2), Loss.hinge: 1.0}[loss]
-    with torch.no_grad():
-        first = float(trainer.compute_loss(model, trainer._prepare_inputs(trainer.step(0).passes[0].batch)))
-    if abs(first - wanted) > 1e-3 * max(1.0, wanted):
-        raise Refused(
-            f"DPO: the {loss} loss before the first step is {first:.6f}, wanted {wanted:.6f}: rewards are not 0"
-        )
-    trainer.accelerator.print(
-        f"step 0: {loss} loss {first:.6f}, {wanted:.6f} without rewards; the reference is the SFT policy within "
-        f"{differ(references[-1], sft_logps):.1g} nats a token, and {differ(references[-1], base):.2g} from the base",
-    )
-    trainer._metrics["eval"].clear()
-    torch.set_rng_state(generator)
-    model.train()
-
-
-class Held(NamedTuple):
-    """One held-out row: what policy and reference say of both replies, in nats, and how far apart they are."""
-
-    policy: tuple[float, float]
-    reference: tuple[float, float]
-    kl: float
-
-
-def heldout(model: Any, rows: list[dict[str, Any]], beta: float) -> dict[str, Any]:
-    """Held-out figures: how often the implicit reward prefers the chosen reply, by how much, at which drift.
-
-    `heldout.accuracy` is the share of rows whose chosen reply has the higher reward β·(log π − log π_ref), ties half;
-    it is ½ by definition before the first step. Log-probabilities are sums over a reply, in nats. `heldout.kl` is the
-    divergence KL(π ‖ π_ref) of the next token, exact over the vocabulary, in nats a token: its mean over the tokens of
-    both replies, then over rows.
-    """
-    found = processes.map_rows(rows, lambda row: _held(model, row), "held out")
-    margins = [beta * ((p[0] - ref[0]) - (p[1] - ref[1])) for p, ref, _ in found]
-    return {
-        **estimates.of_mean([0.5 if margin == 0 else float(margin > 0) for margin in margins]).flat("heldout.accuracy"),
-        **estimates.of_mean(margins).flat("heldout.margin"),
-        **estimates.of_mean([row.policy[0] for row in found]).flat("heldout.chosen_logps"),
-        **estimates.of_mean([row.reference[0] for row in found]).flat("heldout.chosen_logps_before"),
-        **estimates.of_mean([row.policy[1] for row in found]).flat("heldout.rejected_logps"),
-        **estimates.of_mean([row.reference[1] for row in found]).flat("heldout.rejected_logps_before"),
-        **estimates.of_mean([row.kl for row in found]).flat("heldout.kl", digits=6),
-    }
-
-
-def _held(model: Any, row: dict[str, Any]) -> Held:
-    policy, before, divergences = [], [], []
-    for reply in (row["chosen_ids"], row["rejected_ids"]):
-        now = distributions(model, row["prompt_ids"], reply)
-        with reference(model):
-            then = distributions(model, row["prompt_ids"], reply)
-        policy.append(float(chosen(now, reply).sum()))
-        before.append(float(chosen(then, reply).sum()))
-        divergences += (now.exp() * (now - then)).sum(dim=-1).tolist()
-    return Held((policy[0], policy[1]), (before[0], before[1]), sum(divergences) / len(divergences))
-
-
-def _trainer(
-    policy: Any,
-    chat: Chat,
-    rows: list[dict[str, Any]],
-    beta: float,
-    loss: Loss,
-    settings: Settings,
-    checkpoints: Path,
-) -> Any:
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    class Trainer(PlannedTrainer, DPOTrainer):
-        plan = plan_of(rows, settings)
-        means_of_rows = True
-
-        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            """Rows arrive as tokens from `chat.py`; TRL tokenises and drops nothing."""
-            return dataset
-
-    arguments = settings.arguments(checkpoints, len(Trainer.plan.steps))
-    # Neither `ref_model` nor `peft_config`: TRL then copies the loaded SFT adapter to a frozen one called `ref`.
-    trainer = Trainer(
-        model=policy,
-        args=DPOConfig(**arguments, beta=beta, loss_type=[str(loss)], max_length=None),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=chat.tokenizer,
-    )
-    trainer.precompute_ref_logps = "ref_chosen_logps" in rows[0]  # its own way of computing them is not ours
-    return trainer
 
 
 if __name__ == "__main__":

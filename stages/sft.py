@@ -6,23 +6,18 @@ Out: an adapter with its tokenizer and lineage, its metrics, its loss curve.
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
 from alignment.models import loading
-from alignment.models.chat import IGNORED, Chat, Template
-from alignment.models.loading import Device, Dtype, Quantization
+from alignment.models.chat import Chat
+from alignment.objectives import sft
 from alignment.runtime import command, files, processes
 from alignment.runtime.command import SEEDS
 from alignment.statistics import estimates
-from alignment.training import checks, curves, logps, run
-from alignment.training.plan import Budget, Plan
+from alignment.training import checks, curves, options, run
 from alignment.training.settings import Settings, read_split
-from alignment.training.trainer import PlannedTrainer
-
-CURVES = {"loss": "loss", "learning_rate": "learning_rate"}
 
 
 def main(
@@ -31,32 +26,34 @@ def main(
     out: Annotated[Path, typer.Argument(help="the adapter's folder")],
     metrics: Annotated[Path, typer.Argument(help="metrics, as JSON")],
     curve: Annotated[Path, typer.Argument(help="the loss by step, as CSV")],
-    learning_rate: Annotated[float, typer.Option(help="peak learning rate", callback=command.above_zero)],
-    budget: Annotated[Budget, typer.Option(help="what says how long training is")],
-    epochs: Annotated[int, typer.Option(help="budget epochs: passes over the rows", min=1)],
-    batch: Annotated[int, typer.Option(help="budget epochs: rows an optimiser step, over all devices", min=1)],
-    tokens: Annotated[int, typer.Option(help="budget tokens: trained tokens of the whole run", min=1)],
-    steps: Annotated[int, typer.Option(help="budget tokens: optimiser steps", min=1)],
-    warmup: Annotated[float, typer.Option(help="share of steps before the peak", min=0, max=1)],
+    learning_rate: options.LearningRate,
+    budget: options.Budget,
+    epochs: options.Epochs,
+    batch: options.Batch,
+    tokens: options.Tokens,
+    steps: options.Steps,
+    warmup: options.Warmup,
     rank: Annotated[int, typer.Option(help="LoRA rank", min=1)],
     alpha: Annotated[int, typer.Option(help="LoRA alpha; updates are scaled by alpha / rank", min=1)],
     dropout: Annotated[float, typer.Option(help="LoRA dropout", min=0, callback=command.below_one)],
-    checkpoint_steps: Annotated[int, typer.Option(help="steps between checkpoints", min=1)],
-    gradient_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")],
-    per_device_batch: Annotated[int, typer.Option(help="long rows a forward pass has room for", min=1)],
-    template: Annotated[Template, typer.Option(help="the chat template")],
+    checkpoint_steps: options.CheckpointSteps,
+    gradient_checkpointing: options.GradientCheckpointing,
+    per_device_batch: options.PerDeviceBatch,
+    template: options.Template,
     seed: Annotated[int, typer.Option(help="initialisation, order and dropout", min=0, max=SEEDS)],
-    dtype: Annotated[Dtype, typer.Option(help="precision")],
-    device: Annotated[Device, typer.Option(help="where it is computed")],
-    quantization: Annotated[Quantization, typer.Option(help="of the base's weights while training")],
-    state: Annotated[Path, typer.Option(help="folder for checkpoints, outside the outputs")],
+    dtype: options.Dtype,
+    device: options.Device,
+    quantization: options.Quantization,
+    state: options.State,
 ) -> None:
     """Train an adapter on demonstrations."""
     world = processes.claimed(out, device)
     state = files.kept(state)
     settings = Settings(
-        learning_rate, budget, epochs, batch, tokens, steps, per_device_batch, warmup, seed, checkpoint_steps,
-        gradient_checkpointing, dtype, device, quantization, template,
+        learning_rate=learning_rate, budget=budget, epochs=epochs, batch=batch, tokens=tokens, steps=steps,
+        per_device_batch=per_device_batch, warmup=warmup, seed=seed, checkpoint_steps=checkpoint_steps,
+        gradient_checkpointing=gradient_checkpointing, dtype=dtype, device=device, quantization=quantization,
+        template=template,
     )  # fmt: skip
     lora = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": "all-linear"}
     made_from = {
@@ -70,21 +67,21 @@ def main(
     }
     chat = Chat(loading.tokenizer(base), template)
     train, held = (read_split(demonstrations, split) for split in ("train", "heldout"))
-    rows, held_rows = encode(chat, train), encode(chat, held)
-    checks.check_lengths([(row["id"], length(row)) for row in [*rows, *held_rows]], loading.longest_row(base))
+    rows, held_rows = sft.encode(chat, train), sft.encode(chat, held)
+    checks.check_lengths([(row["id"], sft.length(row)) for row in [*rows, *held_rows]], loading.longest_row(base))
     model = loading.load_base(base, dtype, device, quantization)
-    before = heldout_loss(model, held_rows)
+    before = sft.heldout_loss(model, held_rows)
     checkpoints = files.unfinished(state, made_from)
     processes.claimed(checkpoints, device)  # another queued copy may train the same
-    trainer = _trainer(model, chat, rows, lora, settings, checkpoints)
+    trainer = sft.make_trainer(model, chat, rows, lora, settings, checkpoints)
     checks.check(trainer, chat, len(rows))
-    run.run(trainer, CURVES)
-    after = heldout_loss(trainer.model.eval(), held_rows)
+    run.run(trainer, sft.CURVES)
+    after = sft.heldout_loss(trainer.model.eval(), held_rows)
     loading.save_adapter(trainer.model, chat.published(), base, out, made_from)
     if not world.is_main_process:
         return
 
-    curves.write_curve(curve, trainer.state.log_history, CURVES)
+    curves.write_curve(curve, trainer.state.log_history, sft.CURVES)
     files.write_json(
         metrics,
         {
@@ -97,59 +94,6 @@ def main(
         },
     )
     shutil.rmtree(checkpoints)
-
-
-def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Demonstrations as `id`, `input_ids` and `labels`, each checked against law 8."""
-    rows = []
-    for example in tqdm(examples, desc="tokens", unit="row"):
-        row = chat.demonstration(example["messages"])
-        checks.check_tokens(chat, example["id"], row["input_ids"], [label != IGNORED for label in row["labels"]])
-        rows.append({"id": example["id"], **row})
-    return rows
-
-
-def length(row: dict[str, Any]) -> int:
-    """The tokens of an encoded demonstration."""
-    return len(row["input_ids"])
-
-
-def plan_of(rows: list[dict[str, Any]], settings: Settings) -> Plan:
-    """The run over encoded demonstrations."""
-    trained = [sum(label != IGNORED for label in row["labels"]) for row in rows]
-    return settings.plan([row["id"] for row in rows], list(map(length, rows)), trained)
-
-
-def heldout_loss(model: Any, rows: list[dict[str, Any]]) -> list[float]:
-    """The mean loss of each held-out row over its trained tokens, in nats a token."""
-    return processes.map_rows(rows, lambda row: -float(logps.trained_logps(model, row).mean()), "held out")
-
-
-def _trainer(
-    model: Any,
-    chat: Chat,
-    rows: list[dict[str, Any]],
-    lora: dict[str, Any],
-    settings: Settings,
-    checkpoints: Path,
-) -> Any:
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
-
-    class Trainer(PlannedTrainer, SFTTrainer):
-        plan = plan_of(rows, settings)
-        means_of_rows = False
-
-    arguments = settings.arguments(checkpoints, len(Trainer.plan.steps))
-    return Trainer(
-        model=model,
-        # No length limit and no packing: `sample` has refused what is too long, and every row arrives whole.
-        args=SFTConfig(**arguments, max_length=None, packing=False),
-        train_dataset=Dataset.from_list(rows).remove_columns("id"),
-        processing_class=chat.tokenizer,
-        peft_config=LoraConfig(**lora, task_type="CAUSAL_LM"),
-    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import yaml
 from alignment.corpora import Role
 from alignment.models.chat import Template
 from alignment.models.loading import Dtype, Quantization
+from alignment.objectives.dpo import Loss
 from alignment.runtime import files
 from alignment.training.plan import Budget
 from stages import dpo, eval, fetch, report, safety, sample, sft
@@ -86,7 +87,7 @@ def train_sft(folder: Path, out: Path | None = None, params: Params = TINY, **ch
 def train_dpo(folder: Path, out: Path | None = None, params: Params = TINY, **changes: Any) -> None:
     """`dpo`, into `out` or its place in the pipeline."""
     out = out or folder
-    loss = dpo.Loss(params["dpo"]["loss"])
+    loss = Loss(params["dpo"]["loss"])
     dpo.main(
         folder / "models/base",
         folder / "models/sft",

@@ -19,6 +19,7 @@ from stages import choose
 
 ROOT = Path(__file__).parents[1]
 TINY = yaml.safe_load((ROOT / "presets/tiny.yaml").read_text(encoding="utf-8"))
+CHOSEN = [f"{role}.{what}" for what in ("name", "parser") for role in ("demonstrations", "comparisons")]
 HOSTILE = """it's "mine" $HOME ${HOME} `id`; a * b # c \\ d"""
 
 
@@ -30,7 +31,7 @@ def _root(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(folder: Path, params: dict[str, Any]) -> dict[str, str]:
     """What the stage writes, by name."""
     files.write_text(folder / "params.yaml", yaml.safe_dump(params))
-    outs = [folder / name for name in ("demonstrations.name", "comparisons.name", "parameters.checked")]
+    outs = [folder / name for name in (*CHOSEN, "parameters.checked")]
     choose.main(folder / "params.yaml", Path("dvc.yaml"), Path("presets/paper.yaml"), *outs)
     return {out.name: out.read_text() for out in outs}
 
@@ -41,7 +42,7 @@ def test_only_the_names_of_datasets_change_with_the_parameters(tmp_path: Path) -
     assert run(tmp_path, TINY | {"seed": 7, "dpo": TINY["dpo"] | {"beta": 0.5}}) == first
     assert run(tmp_path, TINY | {"study": TINY["study"] | {"matched": []}}) == first
     other = run(tmp_path, TINY | {"data": "orca"})
-    assert {name for name in first if first[name] != other[name]} == {"demonstrations.name"}
+    assert {name for name in first if first[name] != other[name]} == {"demonstrations.name", "demonstrations.parser"}
 
 
 @pytest.mark.parametrize(

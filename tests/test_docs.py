@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from alignment.runtime.closure import imports
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -108,6 +110,17 @@ def test_the_map_shows_what_is_there() -> None:
         found.add(path)
     packages = {path.parent for path in (ROOT / "alignment").glob("*/__init__.py")}
     assert packages <= found, "every package of alignment/ stands in the map"
+
+
+def test_the_picture_of_packages_has_the_arrows_that_there_are() -> None:
+    (picture,) = re.findall(r"^```mermaid\n(.*?)^```", read("docs/architecture.md"), re.S | re.M)
+    lines = [line.strip().partition(" --> ") for line in picture.splitlines()[1:]]
+    shown = {(one, other) for one, _, others in lines for other in others.split(" & ")}
+    found = set()
+    for path in (ROOT / "alignment").glob("*/**/*.py"):
+        package = path.relative_to(ROOT / "alignment").parts[0]
+        found |= {(package, file.relative_to(ROOT / "alignment").parts[0]) for file in imports(path)}
+    assert shown == {(one, other) for one, other in found if one != other and other != "runtime"}
 
 
 def test_make_alone_lists_every_command_with_its_phrase() -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from alignment.reporting import charts
-from stages import report
+from alignment.reporting import charts, report
 
 ROOT = Path(__file__).parents[1]
 GROUPS = ("potters", "cooks <b>", "average")
@@ -64,7 +63,7 @@ def test_it_is_drawn_from_what_dvc_plots_reads(tmp_path: Path) -> None:
     """CSV has text for numbers and nothing for null, as DVC hands them on."""
     import csv
 
-    lines = report._csv(points()).splitlines()
+    lines = report.as_csv(points()).splitlines()
     read = list(csv.DictReader(lines))
     drawn = [charts.svg(ROOT / "alignment/reporting/groups.json", rows, "") for rows in (points(), read)]
     shapes = [re.findall(r' d="([^"]*)"', svg) for svg in drawn]

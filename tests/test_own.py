@@ -376,7 +376,7 @@ def test_a_new_named_corpus_is_one_file_and_nothing_else(copied: Path) -> None:
 
     # What is measured on the base model, and the comparisons, know nothing of the new file.
     stages = {stage.name: {dep.def_path for dep in stage.deps} for stage in Repo(str(copied)).index.stages}
-    knowing = {name for name, paths in stages.items() if "alignment/corpora/dolly.py" in paths}
+    knowing = {name for name, paths in stages.items() if "data/raw/demonstrations.parser" in paths}
     assert knowing == {"fetch-corpus@demonstrations", "sample@demonstrations"}
     assert all(path not in stages[name] for name in of("base") for path in ("data/raw/demonstrations", "models/sft"))
 

@@ -43,13 +43,18 @@ SAFETY = {f"safety@{name}" for name in ("base", "sft", "dpo")}
 # What is edited, and the exact set of stages that runs after it. docs/pipeline.md shows this table.
 RERUNS: dict[str, tuple[tuple[str, str, str] | None, set[str]]] = {
     "nothing": (None, set()),
-    "the file of another dataset": (("alignment/corpora/orca.py", r"\Z", "# edited\n"), set()),
+    "the file of another dataset": (("alignment/corpora/orca.py", r"\Z", "# edited\n"), {"choose"}),
     # Its rows come out the same, so nothing after `sample` runs.
     "the file of the dataset in use, the same rows": (
         ("alignment/corpora/lima.py", r"\Z", "# edited\n"),
-        {"fetch-corpus@demonstrations", "sample@demonstrations"},
+        DEMONSTRATIONS,
     ),
     "a comment in stages/report.py": (("stages/report.py", r"\Z", "# edited\n"), {"report"}),
+    "the page of a comparison": (("commands/compare/page.py", r"\Z", "# edited\n"), set()),
+    "the scoring engine": (
+        ("alignment/scoring/engine/engine.py", r"\Z", "# edited\n"),
+        {"dpo", *EVAL, *SAFETY, "report"},  # DPO's reference is scored by it
+    ),
     "a tool in requirements.lock": (("requirements.lock", r"^pytest==.*", "pytest==0.1"), {"versions"}),
     "safety.limit": (("params.yaml", r"^  limit: 60", "  limit: 50"), {"choose", *SAFETY, "report"}),
     "how many items of one benchmark": (("params.yaml", r"piqa=5", "piqa=20"), {"choose", *EVAL, "report"}),

@@ -9,11 +9,10 @@ import pytest
 
 from alignment import corpora
 from alignment.fetching import pins, repositories
-from alignment.reporting import tables
+from alignment.reporting import report, tables
 from alignment.runtime import files
 from alignment.scoring.safety import scores
 from alignment.statistics import contrasts
-from stages import report
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,7 @@ def made_scores(tmp_path: Path) -> tuple[Path, report.Metrics]:
 def test_every_group_has_both_measures_its_null_and_its_change(tmp_path: Path) -> None:
     tables, scored = made_scores(tmp_path)
     names = {"base": "base", "sft": "SFT own", "dpo": "SFT own, DPO own"}
-    text = report._groups(names, scored, "mirror", tmp_path / "plots/safety.svg", tmp_path / "report.md")
+    text = report.safety_by_group(names, scored, "mirror", tmp_path / "plots/safety.svg", tmp_path / "report.md")
     assert report.HATEFUL in text and "(plots/safety.svg)" in text
     lines = [line for line in text.splitlines() if line.startswith("| cooks ")]
     assert f"{scored['sft']['cooks.auc_len']:.3f} [" in lines[0]
@@ -88,7 +87,7 @@ def test_every_group_has_both_measures_its_null_and_its_change(tmp_path: Path) -
     assert kettles.count("–") == published.count("–") == 3  # one side is empty: reported, not left out
 
     changes = [scores.changes(*(pq.read_table(tables / f"{name}.parquet") for name in step)) for step in report.STEPS]
-    said = report._changes(names, changes)
+    said = report.safety_changes(names, changes)
     change = changes[0].groups["cooks"]
     adjusted = contrasts.holm([found.p for step in changes for found in step.groups.values()])[0]
     assert f"{change.estimate.value:+.4f} [" in said and f"p {adjusted:.2g}, MDE " in said
@@ -98,6 +97,6 @@ def test_every_group_has_both_measures_its_null_and_its_change(tmp_path: Path) -
 
 def test_checkpoints_that_are_alike_are_not_said_to_have_a_detectable_effect_of_zero(tmp_path: Path) -> None:
     table = cooks.scored(cooks.made(200))
-    said = report._changes({"base": "base", "sft": "a", "dpo": "b"}, [scores.changes(table, table)] * 2)
+    said = report.safety_changes({"base": "base", "sft": "a", "dpo": "b"}, [scores.changes(table, table)] * 2)
     assert "0: no pair of sentences changed its order" in said and "MDE 0" not in said
     assert "changed unevenly: not defined" in said

@@ -14,10 +14,11 @@ from alignment.corpora import Cause, Role
 from alignment.fetching import pins, repositories
 from alignment.models import chat, loading
 from alignment.models.chat import Template
+from alignment.objectives import sft
 from alignment.runtime import Refused, files
 from alignment.sampling import curation
 from alignment.scoring.benchmarks import tasks
-from stages import sample, sft
+from stages import sample
 
 MINI = Path(__file__).parents[1] / "data/mini"
 LIMITS: dict[str, Any] = {

@@ -34,13 +34,14 @@ from alignment.corpora import Role
 from alignment.models import loading
 from alignment.models.chat import IGNORED, Chat, Template
 from alignment.models.loading import Dtype, Quantization
+from alignment.objectives import dpo, sft
 from alignment.runtime import Refused, files
 from alignment.scoring.engine import engine
 from alignment.training import checks, plan, run
 from alignment.training.logps import logps
 from alignment.training.plan import Budget
 from alignment.training.settings import Settings, read_split
-from stages import dpo, fetch, sft
+from stages import fetch
 
 Row = dict[str, Any]
 Curve = dict[str, list[float]]
@@ -164,12 +165,12 @@ def adapted(tiny: Path) -> Any:
 def dpo_trainer(
     policy: Any, chat: Chat, rows: list[Row], out: Path, loss: dpo.Loss = dpo.Loss.sigmoid, **changes: Any
 ) -> Any:
-    return dpo._trainer(policy, chat, rows, BETA, loss, settings(**changes), out)
+    return dpo.make_trainer(policy, chat, rows, BETA, loss, settings(**changes), out)
 
 
 def sft_trainer(tiny: Path, chat: Chat, rows: list[Row], out: Path, **changes: Any) -> Any:
     lora = {**LORA, "lora_dropout": changes.pop("dropout", 0.0)}
-    return sft._trainer(loading.load_base(tiny, Dtype.float32, "cpu"), chat, rows, lora, settings(**changes), out)
+    return sft.make_trainer(loading.load_base(tiny, Dtype.float32, "cpu"), chat, rows, lora, settings(**changes), out)
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
