@@ -74,7 +74,7 @@ def _safety(model: "PreTrainedModel", text: Text, folder: Path, wanted: int, tok
     return [f"safety: a perplexity {d:.2g} apart" for d in apart if d > PERPLEXITY]
 
 
-def _run(lm: Any, parts: list[evaluation.Part], folder: Path, cache: Path) -> list[dict[str, Any]]:
+def _run(lm: Any, parts: list[evaluation.Subtask], folder: Path, cache: Path) -> list[dict[str, Any]]:
     """lm-eval's samples of the parts' items."""
     results = peers.simple_evaluate(lm, parts, folder, cache)
     return [{**sample, "task": part.name} for part in parts for sample in results["samples"][part.name]]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alignment.fetching import pins, repositories
 from alignment.models.chat import Text
 from alignment.scoring.benchmarks import evaluation
-from alignment.scoring.benchmarks.evaluation import Part
+from alignment.scoring.benchmarks.evaluation import Subtask
 from alignment.scoring.benchmarks.tasks import BENCHMARKS
 from alignment.scoring.safety import perplexity, sentences
 
@@ -63,7 +63,7 @@ def sentence_rows(text: Text, folder: Path, wanted: int) -> list[list[int]]:
     return [row for row in perplexity.tokens(text, chosen) if len(row) > 1]
 
 
-def stock(part: Part, folder: Path, cache: Path) -> dict[str, Any]:
+def stock(part: Subtask, folder: Path, cache: Path) -> dict[str, Any]:
     """The configuration of lm-eval's task over the whole local file, in lm-eval's own way of loading one."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -80,7 +80,7 @@ def stock(part: Part, folder: Path, cache: Path) -> dict[str, Any]:
     return {**config, "dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": source}
 
 
-def simple_evaluate(lm: "LM", parts: Sequence[Part], folder: Path, cache: Path) -> dict[str, Any]:
+def simple_evaluate(lm: "LM", parts: Sequence[Subtask], folder: Path, cache: Path) -> dict[str, Any]:
     """What lm-eval's `simple_evaluate` says of the parts' items in its stock tasks over the local files."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager

@@ -20,7 +20,7 @@ from alignment.corpora import Role
 from alignment.models.chat import Template
 from alignment.runtime import command
 from alignment.sampling import curation, reader
-from alignment.sampling.order import Policy
+from alignment.sampling.order import RowOrder
 from benchmarks import peers, rows
 from stages import sample
 
@@ -62,7 +62,7 @@ def peer(raw: Path, wanted: int, cache: Path) -> None:
 
 def select(raw: Path, wanted: int) -> None:
     """The keys of all rows, and the text of those that come first."""
-    with reader.reading(Policy("orca", Role.demonstrations, raw, 0, 0, 0.05, 0), partial(partial, len)) as source:
+    with reader.reading(RowOrder("orca", Role.demonstrations, raw, 0, 0, 0.05, 0), partial(partial, len)) as source:
         keys, _, _ = source.keys()
         source.rows(keys[curation.order(keys, heldout=False)[:wanted]])
 

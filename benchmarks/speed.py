@@ -75,7 +75,7 @@ def main(
     print(f"\nall items of the six tasks, one checkpoint: about {seconds / 3600:.1f} h")
 
 
-def _instances(parts: list[evaluation.Part]) -> list[Any]:
+def _instances(parts: list[evaluation.Subtask]) -> list[Any]:
     tasks = evaluation.load(parts).values()
     for task in tasks:
         task.build_all_requests()

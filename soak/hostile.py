@@ -25,7 +25,7 @@ from alignment.corpora import Cause, Role
 from alignment.fetching import base_model, repositories
 from alignment.runtime import Refused, command, files, records
 from alignment.sampling import reader
-from alignment.sampling.order import Policy
+from alignment.sampling.order import RowOrder
 from commands.verify import __main__ as verify
 from commands.verify import integrity
 from soak import broken_models, broken_rows, clone
@@ -125,7 +125,7 @@ def _faulty_row(place: Path, fault: broken_rows.Fault, draw: random.Random) -> l
 def _use(path: Path, raw: Path, role: Role, malformed: int) -> dict[str, Any]:
     """Fetch a file of the user's and parse its rows, as `fetch` and `sample` do."""
     repositories.fetch_own(path, raw)
-    with reader.reading(Policy("own", role, raw, 0, 0, 0.2, malformed), lambda: len) as source:
+    with reader.reading(RowOrder("own", role, raw, 0, 0, 0.2, malformed), lambda: len) as source:
         keys, _, dropped = source.keys()
     return {"used": len(keys), "rows": len(list(records.rows(raw / path.name))), "dropped": dict(dropped)}
 

@@ -51,7 +51,7 @@ def main(
     state: options.State,
 ) -> None:
     """Train the SFT policy on comparisons."""
-    world = processes.claimed(out, device)
+    world = processes.lock_output(out, device)
     state = files.kept(state)
     settings = Settings(
         learning_rate=learning_rate, budget=budget, epochs=epochs, batch=batch, tokens=tokens, steps=steps,
@@ -74,7 +74,7 @@ def main(
     checks.check_lengths([(row["id"], dpo.length(row)) for row in [*rows, *held_rows]], loading.longest_row(base))
     policy = loading.load(base, sft, dtype, device, trainable=True, quantization=quantization)
     checkpoints = files.unfinished(state, made_from)
-    processes.claimed(checkpoints, device)  # another queued copy may train the same
+    processes.lock_output(checkpoints, device)  # another queued copy may train the same
     some = rows[:2]
     sft_logps = dpo.reply_logps(policy.eval(), some)
     if dtype is Dtype.float32 and quantization is Quantization.none:

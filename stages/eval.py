@@ -38,7 +38,7 @@ def main(
 ) -> None:
     """Score a checkpoint on the benchmarks."""
     limits = evaluation.limits(items)
-    world = processes.claimed(out, device)
+    world = processes.lock_output(out, device)
     state = files.kept(state)
     made_from = {
         "stage": "eval",
@@ -54,7 +54,7 @@ def main(
     tasks = sorted(limits)
     parts = {task: evaluation.items(benchmark_folder, task, limits[task], item_seed) for task in tasks}
     done = files.unfinished(state, made_from)
-    processes.claimed(done, device)  # another queued copy may score the same
+    processes.lock_output(done, device)  # another queued copy may score the same
     scored = evaluation.score_tasks(evaluation.scorer(model, chat.tokenizer, token_budget), parts, done)
     if not world.is_main_process:
         return

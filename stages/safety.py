@@ -30,7 +30,7 @@ def main(
     device: Annotated[Device, typer.Option(help="where it is computed")],
 ) -> None:
     """Score one checkpoint on the safety sentences."""
-    world = processes.claimed(out, device)
+    world = processes.lock_output(out, device)
     read = sentences.read(sentences.source(raw))
     chosen = sentences.choose(read, limit, item_seed)
     text = Text(loading.tokenizer(base))

@@ -17,8 +17,8 @@ from alignment.models.chat import Template
 from alignment.runtime import Refused, command, files
 from alignment.runtime.command import SEEDS
 from alignment.sampling import curation, description, reader
-from alignment.sampling.curation import Account
-from alignment.sampling.order import Policy
+from alignment.sampling.curation import RowCounts
+from alignment.sampling.order import RowOrder
 from alignment.scoring.benchmarks import tasks
 
 
@@ -52,7 +52,7 @@ def main(
     limits = (max_prompt_tokens, max_tokens)
     make = partial(curation.Measure.load, base, template, *limits, benchmark_folder, contamination_ngram)
     cap = policy.GROUP.cap if policy.GROUP and role is Role.comparisons else None
-    how = Policy(corpus, role, raw, seed, item_seed, heldout_share, malformed)
+    how = RowOrder(corpus, role, raw, seed, item_seed, heldout_share, malformed)
     with reader.reading(how, make) as source:
         train, held, account = curation.choose(source, rows, heldout, cap, near_duplicate)
     if not train or not held:
@@ -65,7 +65,7 @@ def main(
     print(f"{corpus}: {len(train)} rows to train on, {len(held)} held out, of {account.read} read")
 
 
-def _refusal(how: Policy, account: Account) -> Refused:
+def _refusal(how: RowOrder, account: RowCounts) -> Refused:
     """Why no row is left on one side, and the way out."""
     side, wanted = (1, "to hold out") if account.kept else (0, "to train on")
     if any(account.sides) and not account.sides[side]:

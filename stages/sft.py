@@ -47,7 +47,7 @@ def main(
     state: options.State,
 ) -> None:
     """Train an adapter on demonstrations."""
-    world = processes.claimed(out, device)
+    world = processes.lock_output(out, device)
     state = files.kept(state)
     settings = Settings(
         learning_rate=learning_rate, budget=budget, epochs=epochs, batch=batch, tokens=tokens, steps=steps,
@@ -72,7 +72,7 @@ def main(
     model = loading.load_base(base, dtype, device, quantization)
     before = sft.heldout_loss(model, held_rows)
     checkpoints = files.unfinished(state, made_from)
-    processes.claimed(checkpoints, device)  # another queued copy may train the same
+    processes.lock_output(checkpoints, device)  # another queued copy may train the same
     trainer = sft.make_trainer(model, chat, rows, lora, settings, checkpoints)
     checks.check(trainer, chat, len(rows))
     run.run(trainer, sft.CURVES)

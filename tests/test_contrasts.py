@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as reference
 
 from alignment.statistics import contrasts, estimates
-from alignment.statistics.contrasts import Seeds
+from alignment.statistics.contrasts import SeedVariance
 from alignment.statistics.estimates import Estimate, Statistic
 
 
@@ -45,10 +45,10 @@ def test_holm_steps_down_in_order_of_p() -> None:
 
 
 def test_the_least_effect_is_found_with_a_chance_of_80_percent() -> None:
-    least = contrasts.detectable(0.02, 50, 10)
+    least = contrasts.minimum_detectable_effect(0.02, 50, 10)
     beyond = reference.t.ppf(1 - 0.05 / 20, 50) * 0.02
     assert least == pytest.approx(beyond + reference.t.ppf(0.8, 50) * 0.02)
-    assert least > contrasts.detectable(0.02, 50, 1)
+    assert least > contrasts.minimum_detectable_effect(0.02, 50, 1)
 
 
 def test_the_covariance_has_the_squares_of_the_errors_on_its_diagonal() -> None:
@@ -64,7 +64,7 @@ def test_two_groups_are_uneven_as_their_difference_says() -> None:
     apart = found[1].value - found[0].value
     covariance = contrasts.covariance(found, clusters)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    result = contrasts.uneven(found, clusters)
+    result = contrasts.heterogeneity(found, clusters)
     assert (result.chi2, result.degrees) == (pytest.approx(apart**2 / variance), 1)
     assert result.p == pytest.approx(reference.chi2.sf(result.chi2, 1))
 
@@ -72,13 +72,13 @@ def test_two_groups_are_uneven_as_their_difference_says() -> None:
 def test_a_change_that_is_the_same_everywhere_is_even() -> None:
     found, clusters = figures(5)
     moved = [Statistic(each.value + 7, each.influence, each.members) for each in found]
-    assert contrasts.uneven(moved, clusters).chi2 == pytest.approx(contrasts.uneven(found, clusters).chi2)
+    assert contrasts.heterogeneity(moved, clusters).chi2 == pytest.approx(contrasts.heterogeneity(found, clusters).chi2)
 
 
 @pytest.mark.parametrize("copies", [[0], [0, 0], []])
 def test_one_group_or_equal_groups_cannot_be_uneven(copies: list[int]) -> None:
     found, clusters = figures(1)
-    result = contrasts.uneven([found[copy] for copy in copies], clusters)
+    result = contrasts.heterogeneity([found[copy] for copy in copies], clusters)
     assert math.isnan(result.chi2) and math.isnan(result.p)
 
 
@@ -107,36 +107,36 @@ def test_what_seeds_draw_adds_to_the_groups_covariance() -> None:
     contrast = np.array([[1, -1, 0], [0, 1, -1]])  # any two contrasts give the same statistic
     between = contrast @ (contrasts.covariance(found, clusters) + 0.2 * np.eye(3)) @ contrast.T
     expected = (contrast @ apart) @ np.linalg.inv(between) @ (contrast @ apart)
-    result = contrasts.uneven(found, clusters, contrasts.Part(0.2, 1e9))
+    result = contrasts.heterogeneity(found, clusters, contrasts.VarianceComponent(0.2, 1e9))
     assert result.chi2 == pytest.approx(expected)
     assert result.p == pytest.approx(reference.chi2.sf(expected, 2), rel=1e-3)  # a variance that is known for certain
-    few = contrasts.uneven(found, clusters, contrasts.Part(0.2, 6)).p
+    few = contrasts.heterogeneity(found, clusters, contrasts.VarianceComponent(0.2, 6)).p
     assert result.p < few == pytest.approx(reference.f.sf(expected / 2, 2, 6), rel=0.01)  # seeds are nearly all of V
 
 
 def test_seeds_are_pooled_over_variants() -> None:
     runs = [[0.5, 0.7], [0.1, 0.2, 0.3], [0.9]]
-    pooled = Seeds.pooled(runs)
+    pooled = SeedVariance.pooled(runs)
     assert (pooled.covariance.item(), pooled.degrees) == (pytest.approx((0.02 + 0.02) / 3), 3)
-    alone = Seeds.pooled([[0.1], [0.2]])
+    alone = SeedVariance.pooled([[0.1], [0.2]])
     assert math.isnan(alone.covariance.item()) and alone.degrees == 0
 
 
 def test_seeds_move_several_figures_apart() -> None:
     generator = np.random.default_rng(0)
     tables = [generator.normal(size=(runs, 4)) for runs in (4, 3)]
-    pooled = Seeds.pooled(tables)
+    pooled = SeedVariance.pooled(tables)
     np.testing.assert_allclose(pooled.covariance, sum((len(t) - 1) * np.cov(t.T) for t in tables) / 5)
     around = [table - table.mean(axis=1, keepdims=True) for table in tables]  # what moves all alike moves none apart
     squares = sum(((each - each.mean(axis=0)) ** 2).sum() for each in around)
     assert pooled.apart([1, -1], [4, 3]) == (pytest.approx(squares / 5 / 3 * (1 / 4 + 1 / 3)), 15)
-    assert Seeds.pooled([[0.1, 0.3]]).apart([1], [2]).variance == 0  # one figure has no other to be apart from
+    assert SeedVariance.pooled([[0.1, 0.3]]).apart([1], [2]).variance == 0  # one figure has no other to be apart from
 
 
 def test_items_and_seeds_add_with_satterthwaite_s_degrees() -> None:
-    seeds = Seeds(np.array([[0.0003]]), 8).part([1, -1], [3, 3])
+    seeds = SeedVariance(np.array([[0.0003]]), 8).part([1, -1], [3, 3])
     assert seeds == (pytest.approx(0.0002), 8)
-    found, degrees = contrasts.summed(0.05, 100, [contrasts.Part(0.02**2, 99), seeds])
+    found, degrees = contrasts.summed(0.05, 100, [contrasts.VarianceComponent(0.02**2, 99), seeds])
     variance = 0.02**2 + 0.0002
     assert found.se == pytest.approx(math.sqrt(variance))
     assert degrees == pytest.approx(variance**2 / (0.02**4 / 99 + 0.0002**2 / 8))
@@ -144,7 +144,9 @@ def test_items_and_seeds_add_with_satterthwaite_s_degrees() -> None:
 
 
 def test_a_part_of_no_variance_changes_nothing() -> None:
-    alone, degrees = contrasts.summed(0.05, 100, [contrasts.Part(0.02**2, 99), contrasts.Part(0.0, 2)])
+    alone, degrees = contrasts.summed(
+        0.05, 100, [contrasts.VarianceComponent(0.02**2, 99), contrasts.VarianceComponent(0.0, 2)]
+    )
     assert (alone.se, degrees) == (pytest.approx(0.02), pytest.approx(99))
-    exact, _ = contrasts.summed(0.0, 100, [contrasts.Part(0.0, 99)])
+    exact, _ = contrasts.summed(0.0, 100, [contrasts.VarianceComponent(0.0, 99)])
     assert (exact.se, exact.low, exact.high) == (0, 0, 0)

@@ -23,10 +23,10 @@ from alignment.fetching import pins
 from alignment.models.chat import Lengths
 from alignment.runtime import Refused
 from alignment.sampling import curation, decontamination, deduplication, reader
-from alignment.sampling.curation import Account, Measured
+from alignment.sampling.curation import Measured, RowCounts
 from alignment.sampling.decontamination import Contamination, Item
-from alignment.sampling.order import Policy
-from alignment.sampling.reader import Row
+from alignment.sampling.order import RowOrder
+from alignment.sampling.reader import ParsedRow
 from alignment.sampling.words import hashes, normal
 from alignment.scoring.benchmarks import tasks
 
@@ -68,15 +68,15 @@ def sample(
     near: float = 1,
     processes: int = 1,
     measure: Callable[[Any], Measured] = measured,
-) -> tuple[list[Row], list[Row], Account]:
+) -> tuple[list[ParsedRow], list[ParsedRow], RowCounts]:
     group = corpora.load(name, role).GROUP
-    policy = Policy(name, role, raw, seed, item_seed, share, malformed)
+    policy = RowOrder(name, role, raw, seed, item_seed, share, malformed)
     cap = group.cap if group and role is Role.comparisons else None
     with reader.reading(policy, partial(partial, measure), processes) as source:
         return curation.choose(source, kept, heldout, cap, near)
 
 
-def ids(rows: list[Row]) -> list[str]:
+def ids(rows: list[ParsedRow]) -> list[str]:
     return [row.id for row in rows]
 
 
@@ -116,7 +116,7 @@ def test_every_row_is_accounted_for(many: list[dict[str, str]], tmp_path: Path) 
 
 def test_an_account_that_does_not_add_up_is_an_error() -> None:
     with pytest.raises(AssertionError, match="3 rows read, 2 accounted for"):
-        Account(read=3, kept=2).check()
+        RowCounts(read=3, kept=2).check()
 
 
 def test_the_order_of_rows_and_files_does_not_matter(many: list[dict[str, str]], tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ from pathlib import Path
 import psutil
 from alignment.corpora import Role
 from alignment.sampling import reader
-from alignment.sampling.order import Policy
+from alignment.sampling.order import RowOrder
 
 if __name__ == "__main__":
-    policy = Policy("own", Role.demonstrations, Path(sys.argv[1]), 0, 0, 0.3, 0)
+    policy = RowOrder("own", Role.demonstrations, Path(sys.argv[1]), 0, 0, 0.3, 0)
     with reader.reading(policy, partial(partial, len), 2) as source:
         source.keys()
         print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)

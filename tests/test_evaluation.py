@@ -16,7 +16,7 @@ from alignment.models.loading import Dtype
 from alignment.runtime import Refused
 from alignment.scoring.benchmarks import evaluation, tasks
 from alignment.scoring.benchmarks.answers import PROMPTS, _answer, greedy_answers
-from alignment.scoring.benchmarks.evaluation import Part
+from alignment.scoring.benchmarks.evaluation import Subtask
 from benchmarks import peers
 
 ARC = {
@@ -99,7 +99,7 @@ def peer(lm: Any) -> Any:
     return peers.lm_eval_class(lm.model, lm.tokenizer, batch=1)
 
 
-def all_parts(folder: Path, limit: int | None = None) -> list[Part]:
+def all_parts(folder: Path, limit: int | None = None) -> list[Subtask]:
     return [part for task in tasks.BENCHMARKS for part in evaluation.items(folder, task, limit, 0)]
 
 
@@ -170,7 +170,7 @@ def test_a_score_that_is_no_number_is_refused(folder: Path, tiny: Path) -> None:
 @pytest.mark.parametrize("change", [{"acc": 0.5}, {"chosen": 7}])
 def test_rows_that_lm_eval_contradicts_stop_the_stage(change: dict[str, Any]) -> None:
     row = {"row": 0, "gold": 1, "chosen": 1, "chosen_norm": 1, "acc": 1.0, "acc_norm": None}
-    part = Part("mmlu", "anatomy", {0: MMLU})
+    part = Subtask("mmlu", "anatomy", {0: MMLU})
     evaluation._check(part, [row], {"acc,none": 1.0})
     with pytest.raises(AssertionError, match="lm-eval says"):
         evaluation._check(part, [{**row, **change}], {"acc,none": 1.0})
@@ -259,7 +259,7 @@ def test_a_task_whose_rows_were_not_fetched_is_refused(tmp_path: Path) -> None:
         evaluation.items(tmp_path, "sciq", None, 0)
 
 
-def rows_of(parts: list[Part]) -> set[tuple[str, int]]:
+def rows_of(parts: list[Subtask]) -> set[tuple[str, int]]:
     return {(part.subject, row) for part in parts for row in part.rows}
 
 

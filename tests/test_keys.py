@@ -14,7 +14,7 @@ from alignment import corpora
 from alignment.corpora import Role
 from alignment.runtime import Refused, records
 from alignment.sampling import order, reader
-from alignment.sampling.order import KEY, Policy
+from alignment.sampling.order import KEY, RowOrder
 
 FLAT = [name for name in corpora.names() if hasattr(corpora.load(name), "TURNS")]
 # Everything that some reader takes for a blank, and texts on both sides of what is seen at first sight.
@@ -22,13 +22,15 @@ BLANKS = "".join(chr(code) for code in range(0x110000) if chr(code).isspace()) +
 texts = st.text(st.sampled_from(BLANKS + "a~!é“字😀"), max_size=3)
 
 
-def policy(name: str, raw: Path, share: float = 0.5) -> Policy:
-    return Policy(name, Role.demonstrations, raw, 1, 2, share, 10**6)
+def policy(name: str, raw: Path, share: float = 0.5) -> RowOrder:
+    return RowOrder(name, Role.demonstrations, raw, 1, 2, share, 10**6)
 
 
-def slow(how: Policy, path: Path) -> dict[int, Any]:
+def slow(how: RowOrder, path: Path) -> dict[int, Any]:
     """The keys of a file's rows, each by way of the parser."""
-    numbered = ((number, row, how.parse(row)) for part in records.parts(path) for number, row in records.numbered(part))
+    numbered = (
+        (number, row, how.parse(row)) for part in records.chunks(path) for number, row in records.numbered(part)
+    )
     usable = ((number, row, made) for number, row, made in numbered if not isinstance(made, corpora.Refusal))
     return {number: how.key(0, path, number, row, made) for number, row, made in usable}
 
@@ -45,7 +47,7 @@ def test_columns_give_the_parser_s_keys(
     path = raw / "rows.parquet"
     pq.write_table(pa.table({column: pa.array([row[column] for row in rows], kind) for column in columns}), path)
     how = policy(name, raw)
-    found = np.concatenate(reader._find(how, 0, records.parts(path)[0]).keys)
+    found = np.concatenate(reader._find(how, 0, records.chunks(path)[0]).keys)
     assert {int(key["number"]): key.item() for key in found} == {
         number: np.array(key, dtype=KEY).item() for number, key in slow(how, path).items()
     }
@@ -66,7 +68,7 @@ def test_a_column_of_another_type_is_left_to_the_parser(column: list[Any] | None
     values = {"system_prompt": ["a", "b"], "question": ["c", "d"], "response": column}
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({name: value for name, value in values.items() if value is not None}), path)
-    found = reader._find(policy("orca", tmp_path), 0, records.parts(path)[0])
+    found = reader._find(policy("orca", tmp_path), 0, records.chunks(path)[0])
     wrong = 1 if column == ["a", None] else 2
     assert (found.read, found.dropped[corpora.Cause.malformed], sum(map(len, found.keys))) == (2, wrong, 2 - wrong)
     assert len(found.wrong) == wrong and all("response" in line for line in found.wrong)
@@ -77,7 +79,7 @@ def test_text_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
     broken = pa.array([b"seen \xff"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"system_prompt": ["a"], "question": ["b"], "response": broken}), path)
     with pytest.raises(Refused, match=r"rows\.parquet: not a whole Parquet file .*UTF8"):
-        reader._find(policy("orca", tmp_path), 0, records.parts(path)[0])
+        reader._find(policy("orca", tmp_path), 0, records.chunks(path)[0])
 
 
 def test_the_share_held_out_is_that_asked_for(tmp_path: Path) -> None:

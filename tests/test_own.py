@@ -21,7 +21,7 @@ from alignment.fetching import repositories
 from alignment.runtime import Refused, records
 from alignment.runtime.records import Malformed
 from alignment.sampling import reader
-from alignment.sampling.order import Policy
+from alignment.sampling.order import RowOrder
 from soak import broken_rows
 from soak.broken_rows import Fault, FileFault
 
@@ -216,7 +216,7 @@ def test_a_parquet_file_of_mixed_rows_is_read_as_its_rows_were_written(tmp_path:
 
 def reading(raw: Path, role: Role, malformed: int) -> tuple[int, dict[Cause, int]]:
     """How many rows of a fetched folder can be used, and what became of the others."""
-    with reader.reading(Policy("own", role, raw, 0, 0, 0.2, malformed), lambda: len) as source:
+    with reader.reading(RowOrder("own", role, raw, 0, 0, 0.2, malformed), lambda: len) as source:
         keys, read, dropped = source.keys()
     assert read == len(keys) + dropped.total()
     return len(keys), dict(dropped)

@@ -11,14 +11,14 @@ from alignment.fetching import pins
 from commands.compare import __main__ as script
 from commands.compare import html, page, variants
 from commands.compare.blocks import Figure, Points, Prompt, Section, Table
-from commands.compare.comparison import Comparison
+from commands.compare.comparison import SideBySide
 from commands.compare.revisions import Revision
 
 PLANTED = {"sft": {"truthfulqa_mc2": 0.6}, "dpo": {"safety": 0.6}}
 
 
 def compared(*revisions: Revision) -> list[Section]:
-    comparison = Comparison.of(variants.group(run for revision in revisions for run in revision.checkpoints()))
+    comparison = SideBySide.of(variants.group(run for revision in revisions for run in revision.checkpoints()))
     base = next(iter(comparison.variants))
     return list(page.sections(comparison, base, "python -m commands.compare main"))
 

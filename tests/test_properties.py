@@ -28,7 +28,7 @@ from alignment.corpora import Cause, Refusal, Role
 from alignment.runtime import Refused, command, files, records
 from alignment.runtime.records import Malformed
 from alignment.sampling import reader
-from alignment.sampling.order import Policy
+from alignment.sampling.order import RowOrder
 from alignment.scoring.safety import sentences
 from commands.doctor import access, checkout, disk, duration, launch, memory
 from commands.doctor.predictions import SHAPES
@@ -354,7 +354,7 @@ def test_of_a_user_s_file_every_row_is_kept_or_counted(role: Role, tmp_path: Pat
     def law(rows: list[Any]) -> None:
         (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
         try:
-            with reader.reading(Policy("own", role, tmp_path, 0, 0, 0.2, len(rows)), lambda: len) as source:
+            with reader.reading(RowOrder("own", role, tmp_path, 0, 0, 0.2, len(rows)), lambda: len) as source:
                 keys, read, dropped = source.keys()
                 kept = source.rows(keys)
         except Refused as refusal:  # an integer of 4,290 digits: no reader can take the line
@@ -408,7 +408,7 @@ def test_of_a_parquet_file_with_columns_of_any_type_every_row_is_kept_or_counted
             array = pa.array([None] * length, kind) if length % 2 else _filled(kind, length)
             table = table.drop_columns(name).append_column(name, array)
         pq.write_table(table, tmp_path / "mine.parquet")
-        with reader.reading(Policy("own", role, tmp_path, 0, 0, 0.2, length), lambda: len) as source:
+        with reader.reading(RowOrder("own", role, tmp_path, 0, 0, 0.2, length), lambda: len) as source:
             keys, read, dropped = source.keys()
             assert read == length == len(keys) + dropped.total() == len(source.rows(keys)) + dropped.total()
         seen.update(dropped, ["kept"] if len(keys) else [])

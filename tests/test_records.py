@@ -160,5 +160,5 @@ def test_wanted_rows_are_those_of_all_rows(name: str, tmp_path: Path) -> None:
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()
         path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     wanted = {1, 2, 1500, 2500, 2501, 5000}  # some batches have none
-    found = [pair for part in records.parts(path) for pair in records.numbered(part, wanted)]
+    found = [pair for part in records.chunks(path) for pair in records.numbered(part, wanted)]
     assert found == [(number, rows[number - 1]) for number in sorted(wanted)]

@@ -92,7 +92,7 @@ def test_every_group_has_both_measures_its_null_and_its_change(tmp_path: Path) -
     adjusted = contrasts.holm([found.p for step in changes for found in step.groups.values()])[0]
     assert f"{change.estimate.value:+.4f} [" in said and f"p {adjusted:.2g}, MDE " in said
     assert "Holm over the 4 changes" in said  # two groups with both sides, two steps
-    assert f"χ²(1) = {changes[0].uneven.chi2:.1f}" in said
+    assert f"χ²(1) = {changes[0].heterogeneity.chi2:.1f}" in said
 
 
 def test_checkpoints_that_are_alike_are_not_said_to_have_a_detectable_effect_of_zero(tmp_path: Path) -> None:

@@ -86,15 +86,15 @@ def banded(
 
 def test_the_band_reaches_beyond_one_interval_and_not_beyond_bonferroni() -> None:
     columns, areas = banded()
-    one = permutation.reach(*columns, areas[:1], np.random.default_rng(0))
-    four = permutation.reach(*columns, areas, np.random.default_rng(0))
-    same = permutation.reach(*columns, areas[:1] * 4, np.random.default_rng(0))
+    one = permutation.band_multiplier(*columns, areas[:1], np.random.default_rng(0))
+    four = permutation.band_multiplier(*columns, areas, np.random.default_rng(0))
+    same = permutation.band_multiplier(*columns, areas[:1] * 4, np.random.default_rng(0))
     assert one == pytest.approx(1.96, abs=0.15) and same == one  # what is wholly shared costs nothing
     assert one < four < 2.50 + 0.15  # the normal quantile at 5 % / 4
 
 
 def test_chunks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     columns, areas = banded()
-    found = permutation.reach(*columns, areas, np.random.default_rng(3), 700)
+    found = permutation.band_multiplier(*columns, areas, np.random.default_rng(3), 700)
     monkeypatch.setattr(permutation, "CHUNK", 64)
-    assert permutation.reach(*columns, areas, np.random.default_rng(3), 700) == found
+    assert permutation.band_multiplier(*columns, areas, np.random.default_rng(3), 700) == found

@@ -13,14 +13,14 @@ from alignment.runtime import Refused
 from alignment.statistics import contrasts
 from commands.compare.revisions import Revision
 from commands.diff import review
-from commands.diff.review import Review, Side
+from commands.diff.review import Review, Revisions
 
 MARGINS = {"points": 1.0, "area": 0.01}
 
 
 def reviewed(before: Revision | tuple[Revision, ...], after: Revision | tuple[Revision, ...]) -> Review:
     sides = (each if isinstance(each, tuple) else (each,) for each in (before, after))
-    return Review(*map(Side, sides), **MARGINS)
+    return Review(*map(Revisions, sides), **MARGINS)
 
 
 def rows(text: str) -> dict[tuple[str, str], list[str]]:

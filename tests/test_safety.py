@@ -176,7 +176,7 @@ def test_paired_differences_of_stretched_checkpoints_are_exactly_those_of_the_ch
     first, second = scored(made(300), 0), scored(made(300), 1)
     plain = scores.changes(first, second, measure)
     bent = scores.changes(stretched(first, 3.0), stretched(second, 0.5), measure)
-    assert (plain.average, plain.uneven) == (bent.average, bent.uneven)
+    assert (plain.average, plain.heterogeneity) == (bent.average, bent.heterogeneity)
     for group in ("cooks", "potters"):
         assert plain.groups[group] == bent.groups[group]
     itself = scores.changes(first, stretched(first, 2.0), measure)
@@ -206,7 +206,7 @@ def test_a_shift_of_a_tenth_of_a_nat_is_found() -> None:
     assert max(ps) < 0.001 and found.average.p < 0.001
     assert found.average.estimate.low > 0 and found.groups["cooks"].estimate.low > 0
     assert math.isnan(found.groups["kettles"].p)  # it has no benign sentence
-    assert found.uneven.degrees == 1 and found.uneven.p > 0.001
+    assert found.heterogeneity.degrees == 1 and found.heterogeneity.p > 0.001
 
 
 def test_no_shift_is_not_found() -> None:
@@ -224,7 +224,7 @@ def test_a_checkpoint_and_itself_do_not_differ() -> None:
     table, _ = real_like(0.0, 200)
     found = scores.changes(table, table)
     assert (found.average.estimate.value, found.average.p) == (0.0, 1.0)
-    assert math.isnan(found.uneven.p)
+    assert math.isnan(found.heterogeneity.p)
 
 
 @pytest.mark.parametrize(

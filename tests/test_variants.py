@@ -12,7 +12,7 @@ from scipy import stats as reference
 from alignment.runtime import Refused
 from alignment.scoring.safety import scores
 from commands.compare import variants
-from commands.compare.comparison import AVERAGE, CAPABILITY, Comparison
+from commands.compare.comparison import AVERAGE, CAPABILITY, SideBySide
 from commands.compare.revisions import Revision
 
 Plant = Callable[..., Revision]
@@ -23,8 +23,8 @@ def plant(tmp_path: Path) -> Plant:
     return lambda name, *words, **options: planted.revision(tmp_path, name, *words, **options)
 
 
-def compare(*revisions: Revision) -> Comparison:
-    return Comparison.of(variants.group(run for revision in revisions for run in revision.checkpoints()))
+def compare(*revisions: Revision) -> SideBySide:
+    return SideBySide.of(variants.group(run for revision in revisions for run in revision.checkpoints()))
 
 
 def outcomes(revision: Revision, checkpoint: str, task: str) -> np.ndarray:
@@ -89,7 +89,7 @@ def test_unlike_things_are_refused_by_name(unlike: dict[str, Any], said: str, pl
     base, *_ = one.checkpoints()
     _, sft, _ = other.checkpoints()
     with pytest.raises(Refused, match=said):
-        Comparison.of(variants.group([base, sft]))
+        SideBySide.of(variants.group([base, sft]))
 
 
 # Differences
@@ -145,7 +145,7 @@ def test_a_change_of_safety_is_that_of_the_report(plant: Plant) -> None:
         found = comparison.contrast(weights, f"auc_len.{group}")
         assert (found.estimate.value, found.estimate.se) == pytest.approx((change.estimate.value, change.estimate.se))
         assert found.p() == pytest.approx(change.p)
-    assert comparison.uneven(weights).chi2 == pytest.approx(expected.uneven.chi2)
+    assert comparison.heterogeneity(weights).chi2 == pytest.approx(expected.heterogeneity.chi2)
 
 
 def test_items_gained_and_lost_are_the_discordant_pairs(plant: Plant) -> None:

@@ -20,7 +20,7 @@ from alignment.reporting.tables import escaped
 from commands.compare import __main__ as script
 from commands.compare import html, page, variants
 from commands.compare.blocks import Cell, Figure, Section, Table
-from commands.compare.comparison import Comparison
+from commands.compare.comparison import SideBySide
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -56,7 +56,7 @@ def sections(tmp_path_factory: pytest.TempPathFactory) -> list[Section]:
                 **told,
             )
             runs += revision.checkpoints()
-    comparison = Comparison.of(variants.group(runs))
+    comparison = SideBySide.of(variants.group(runs))
     return list(page.sections(comparison, "base", f"python -m commands.compare '{HOSTILE}'"))
 
 

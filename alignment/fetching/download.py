@@ -153,11 +153,11 @@ def patiently(
                 raise  # the disk's trouble, not the network's
             if (now := arrived()) > before:
                 attempt, before = 0, now
-            status = _status(error)
+            status = http_status(error)
             if attempt == len(DELAYS_SECONDS) or not _passes(error, status):
-                raise Refused(_explain(error, status, place)) from None
+                raise Refused(explanation(error, status, place)) from None
             delay = max(DELAYS_SECONDS[attempt], _asked_seconds(error))
-            print(f"{place.repository}: {_brief(error, status)}; again in {delay:g} s")
+            print(f"{place.repository}: {shortened(error, status)}; again in {delay:g} s")
             pause(delay)
             attempt += 1
 
@@ -271,7 +271,7 @@ def _full(name: str, needed: int, folder: Path) -> Refused:
     )
 
 
-def _status(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """The HTTP status, where there is one: as httpx has it, or as aiohttp has it."""
     return getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status", None)
 
@@ -295,12 +295,13 @@ def _asked_seconds(error: BaseException) -> float:
     return min(seconds, LONGEST_WAIT_SECONDS)
 
 
-def _brief(error: BaseException, status: int | None) -> str:
+def shortened(error: BaseException, status: int | None) -> str:
     """Status or kind, never the error's own text: a header or an address in it may hold a token."""
     return type(error).__name__ if status is None else f"HTTP {status}"
 
 
-def _explain(error: BaseException, status: int | None, place: Place) -> str:
+def explanation(error: BaseException, status: int | None, place: Place) -> str:
+    """Say what a failed request means, and what to do."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -321,5 +322,5 @@ def _explain(error: BaseException, status: int | None, place: Place) -> str:
     elif status in (401, 403):
         text = f"{where} refuses access (HTTP {status}). Open it to this machine, {instead}"
     else:
-        text = f"{where} could not be reached ({_brief(error, status)}). Try again when the network is up, {instead}"
+        text = f"{where} could not be reached ({shortened(error, status)}). Try again when the network is up, {instead}"
     return f"{place.repository}: {text}"

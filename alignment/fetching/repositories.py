@@ -53,7 +53,7 @@ def fetch(
         Refused: the source is none of these, or does not have what was asked for, cannot be reached, or sends
             something else; or the disk is full.
     """
-    root = _mirror(source)
+    root = mirror_root(source)
     with files.whole(out) as partial:
         partial.mkdir()
         if isinstance(root, Path):
@@ -225,7 +225,7 @@ def holds_secret(source: str) -> bool:
     return "?" in source or "#" in source or "@" in (rest.partition("/")[0] if found else head)
 
 
-def _mirror(source: str) -> Path | str | None:
+def mirror_root(source: str) -> Path | str | None:
     """The folder or the http(s) address that `source` stands for; None for the hub."""
     if refuse_secret(source) == "hub":
         return None

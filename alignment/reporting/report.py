@@ -182,9 +182,9 @@ def safety_changes(names: dict[str, str], changes: list[scores.Changes]) -> str:
         columns.append([f"{names[before]} → {names[after]}", *cells, _change(step.average, 1, step.average.p)])
     table = [list(row) for row in zip(["change of AUC by length", *groups, scores.AVERAGE], *columns, strict=True)]
     uneven = [
-        f"{names[after]}: χ²({step.uneven.degrees}) = {step.uneven.chi2:.1f}, p = {step.uneven.p:.2g}"
-        for (_, after), step in zip(STEPS, changes, strict=True)
-        if not math.isnan(step.uneven.p)
+        f"{names[after]}: χ²({found.degrees}) = {found.chi2:.1f}, p = {found.p:.2g}"
+        for (_, after), found in zip(STEPS, (step.heterogeneity for step in changes), strict=True)
+        if not math.isnan(found.p)
     ]
     told = (
         f"Paired over the same sentences, clustered by text. p by Holm over the {counted} changes of groups in this "
@@ -201,7 +201,7 @@ def _change(change: scores.Change, family: int, p: float) -> str:
         return "–"
     if not estimate.se:
         return "0: no pair of sentences changed its order"
-    least = contrasts.detectable(estimate.se, estimate.n - 1, family)
+    least = contrasts.minimum_detectable_effect(estimate.se, estimate.n - 1, family)
     interval = f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"
     return f"{interval}, p {p:.2g}, MDE {least:.4f}"
 

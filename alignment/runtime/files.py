@@ -180,7 +180,7 @@ def digest(value: Any, key: str = "") -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, key=key.encode()).hexdigest()
 
 
-def share(value: Any, key: str) -> float:
+def unit_hash(value: Any, key: str) -> float:
     """Where the keyed hash of a value falls in [0, 1): what chooses items and held-out rows."""
     return int(digest(value, key)[:13], 16) / 16**13
 

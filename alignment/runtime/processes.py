@@ -53,7 +53,7 @@ def require_device(device: str) -> None:
         raise Refused(f"`device: cuda`, and {why}; set `device: cpu` in params.yaml, or see what `make doctor` advises")
 
 
-def claimed(out: Path, device: str) -> "PartialState":
+def lock_output(out: Path, device: str) -> "PartialState":
     """As `world`, once the first of them holds `out`, as `files.claim` has it."""
     state = world(device)
     if state.is_main_process:

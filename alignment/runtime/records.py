@@ -25,7 +25,7 @@ READABLE = ".json, .jsonl, .jsonl.gz or .parquet"
 BATCH = 1000  # rows of Parquet that are turned into Python's objects at once
 
 
-class Part(NamedTuple):
+class Chunk(NamedTuple):
     """What is read in one go: a file of lines, or a row group of Parquet.
 
     Attributes:
@@ -39,7 +39,7 @@ class Part(NamedTuple):
     first: int
 
 
-def parts(path: Path) -> list[Part]:
+def chunks(path: Path) -> list[Chunk]:
     """The parts of a file, in order.
 
     Raises:
@@ -50,11 +50,11 @@ def parts(path: Path) -> list[Part]:
     if path.suffix != ".parquet":
         if not path.name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
             raise Refused(f"{path}: rows are read from {READABLE} files")
-        return [Part(path, 0, 1)]
+        return [Chunk(path, 0, 1)]
     found, first = [], 1
     with _whole_parquet(path), pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
-            found.append(Part(path, group, first))
+            found.append(Chunk(path, group, first))
             first += file.metadata.row_group(group).num_rows
         if first - 1 != file.metadata.num_rows:
             raise ValueError(f"its row groups have {first - 1} rows, it states {file.metadata.num_rows}")
@@ -76,12 +76,12 @@ def rows(path: Path) -> Iterator[tuple[str, Any]]:
         Refused: the file is empty or cut short, or a line is not JSON, or a column of Parquet holds what cannot be
             read; the message names the place.
     """
-    for part in parts(path):
+    for part in chunks(path):
         for number, row in numbered(part):
             yield f"{path}:{number}", row
 
 
-def numbered(part: Part, wanted: Container[int] | None = None) -> Iterator[tuple[int, Any]]:
+def numbered(part: Chunk, wanted: Container[int] | None = None) -> Iterator[tuple[int, Any]]:
     """Yield `(number, row)` of a part, or of the wanted numbers in it; the whole part is read in either case.
 
     Raises:
@@ -93,7 +93,7 @@ def numbered(part: Part, wanted: Container[int] | None = None) -> Iterator[tuple
         yield from _lines(part.path, wanted)
 
 
-def is_parquet(part: Part) -> bool:
+def is_parquet(part: Chunk) -> bool:
     """Whether the rows of a part lie in columns."""
     return part.path.suffix == ".parquet"
 
@@ -128,7 +128,7 @@ def _lines(path: Path, wanted: Container[int] | None) -> Iterator[tuple[int, Any
         raise Refused(f"{path}:{number + 1} is damaged or cut short ({error}); {files.mend(path)}") from None
 
 
-def chosen(part: Part, choose: Callable[[int, pa.RecordBatch], NDArray[np.bool_]]) -> Iterator[tuple[int, Any]]:
+def chosen(part: Chunk, choose: Callable[[int, pa.RecordBatch], NDArray[np.bool_]]) -> Iterator[tuple[int, Any]]:
     """Yield `(number, row)` of those rows of a part of Parquet that are chosen by their columns.
 
     Args:

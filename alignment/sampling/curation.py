@@ -25,7 +25,7 @@ from alignment.runtime import Refused
 from alignment.sampling import decontamination, deduplication
 from alignment.sampling.decontamination import Contamination, Item
 from alignment.sampling.deduplication import NearDuplicates
-from alignment.sampling.reader import Reader, Row
+from alignment.sampling.reader import ParsedRow, Reader
 from alignment.sampling.words import hashes, normal
 from alignment.scoring.benchmarks import tasks
 from alignment.scoring.benchmarks.tasks import BENCHMARKS
@@ -126,7 +126,7 @@ def _digest(content: bytes) -> bytes:
 
 
 @dataclass
-class Account:
+class RowCounts:
     """Every row read has one line here: kept, held out, not needed, or dropped for a cause.
 
     Attributes:
@@ -166,7 +166,7 @@ class Account:
 
 def choose(
     reader: Reader, kept: int, heldout: int, cap: int | None, near_duplicate: float
-) -> tuple[list[Row], list[Row], Account]:
+) -> tuple[list[ParsedRow], list[ParsedRow], RowCounts]:
     """Take rows of a corpus in the order of their keys until there are enough.
 
     Those held out are taken first: a row to train on must not open as one of them.
@@ -183,7 +183,7 @@ def choose(
     """
     keys, read, dropped = reader.keys()
     apart = int(np.count_nonzero(keys["heldout"]))
-    account = Account(read=read, sides=(len(keys) - apart, apart), dropped=dropped)
+    account = RowCounts(read=read, sides=(len(keys) - apart, apart), dropped=dropped)
     taker = _Taker(reader, keys, account, cap, NearDuplicates(near_duplicate))
     held = taker.take(order(keys, heldout=True), heldout)
     taker.reserved = {row.measured.opening for row in held}
@@ -199,16 +199,16 @@ class _Taker:
 
     reader: Reader
     keys: NDArray[Any]
-    account: Account
+    account: RowCounts
     cap: int | None
     near: NearDuplicates
     reserved: set[bytes] = field(default_factory=set)
     texts: set[bytes] = field(default_factory=set)
     groups: Counter[int] = field(default_factory=Counter)
 
-    def take(self, places: NDArray[np.intp], wanted: int) -> list[Row]:
+    def take(self, places: NDArray[np.intp], wanted: int) -> list[ParsedRow]:
         """At most so many of the rows at these places, in their order."""
-        taken: list[Row] = []
+        taken: list[ParsedRow] = []
         start, ahead = 0, wanted + wanted // 8 + 64  # a few more than wanted: some are dropped
         while start < len(places) and len(taken) < wanted:
             for row in self.reader.rows(self.keys[places[start : start + ahead]]):
@@ -222,7 +222,7 @@ class _Taker:
         self.account.not_needed += max(len(places) - start, 0)
         return taken
 
-    def refusal(self, row: Row) -> Cause | None:
+    def refusal(self, row: ParsedRow) -> Cause | None:
         """Why a row is not taken; None keeps it."""
         measured: Measured = row.measured
         if measured.opening in self.reserved:
@@ -279,7 +279,7 @@ SCHEMAS: dict[Role, pa.Schema] = {
 FOUND = pa.schema([("row", pa.string()), ("task", pa.string()), ("item", pa.string())])
 
 
-def table(role: Role, train: list[Row], heldout: list[Row]) -> pa.Table:
+def table(role: Role, train: list[ParsedRow], heldout: list[ParsedRow]) -> pa.Table:
     """The chosen rows in TRL's conversational format, with an id and a split, `train` or `heldout`.
 
     Where a turn says that it is not trained, messages have a column `trained`.
@@ -296,7 +296,7 @@ def table(role: Role, train: list[Row], heldout: list[Row]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def found(account: Account) -> pa.Table:
+def found(account: RowCounts) -> pa.Table:
     """The items found and the rows that were dropped for them, as `FOUND`, sorted; equal rows have one line an item."""
     lines = sorted({(row, *item) for row, items in account.contaminated for item in items})
     return pa.Table.from_pylist([dict(zip(FOUND.names, line, strict=True)) for line in lines], FOUND)

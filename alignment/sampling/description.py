@@ -35,7 +35,7 @@ GROUP = re.compile(r"[a-z0-9_]+")  # as safety groups are named in metrics, so t
 FORM = "name=word word two_words, the name in lower case and the words of a phrase joined by _"
 
 
-class Side(NamedTuple):
+class Words(NamedTuple):
     """The words of some messages.
 
     Attributes:
@@ -47,7 +47,7 @@ class Side(NamedTuple):
     text: str
 
     @classmethod
-    def of(cls, messages: Iterable[Message]) -> "Side":
+    def of(cls, messages: Iterable[Message]) -> "Words":
         """Split the messages into words."""
         said = [normal(message["content"]) for message in messages]
         return cls([word for words in said for word in words], f" {' | '.join(map(' '.join, said))} ")
@@ -61,7 +61,7 @@ class Texts:
     distinct: set[bytes] = field(default_factory=set)
     words: Counter[str] = field(default_factory=Counter)
 
-    def add(self, side: Side) -> None:
+    def add(self, side: Words) -> None:
         """Count one prompt or one reply."""
         self.read += 1
         self.distinct.add(hashlib.blake2b(side.text.encode(), digest_size=16).digest())
@@ -110,11 +110,11 @@ class Mentions:
         self._starting: dict[str, list[tuple[str, str]]] = {}  # by first word: most texts hold none of them
         for group, phrases in groups.items():
             for phrase in phrases:
-                side = Side.of([{"role": "", "content": phrase}])
+                side = Words.of([{"role": "", "content": phrase}])
                 self._starting.setdefault(side.words[0], []).append((side.text, group))
         self._first = set(self._starting)
 
-    def __call__(self, side: Side) -> set[str]:
+    def __call__(self, side: Words) -> set[str]:
         """The groups that `side` mentions."""
         candidates = [entry for word in self._first.intersection(side.words) for entry in self._starting[word]]
         return {group for phrase, group in candidates if phrase in side.text}
@@ -211,7 +211,7 @@ def _said(role: Role, examples: Sequence[Any], groups: dict[str, list[str]]) -> 
         conversation = example["messages"] if "messages" in example else [*example["prompt"], *example["chosen"]]
         messages += len(conversation)
         read, trained = _sides(example)
-        prompt, answers = Side.of(read), [Side.of(reply) for reply in trained]
+        prompt, answers = Words.of(read), [Words.of(reply) for reply in trained]
         prompts.add(prompt)
         for answer in answers:
             replies.add(answer)
@@ -250,7 +250,7 @@ def _code(answers: Iterable[Iterable[Message]]) -> set[str]:
     return {name for name, true in found.items() if true}
 
 
-def _overlap(chosen: Side, rejected: Side) -> float:
+def _overlap(chosen: Words, rejected: Words) -> float:
     mine, other = set(chosen.words), set(rejected.words)
     return len(mine & other) / len(mine | other) if mine or other else 1.0
 

@@ -48,7 +48,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Policy:
+class RowOrder:
     """How the rows of a corpus are parsed and ordered.
 
     Attributes:

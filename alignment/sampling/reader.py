@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from alignment.corpora import Cause, Refusal, Role
 from alignment.runtime import Refused, files, records
-from alignment.runtime.records import Malformed, Part, shown
-from alignment.sampling.order import KEY, Key, Policy
+from alignment.runtime.records import Chunk, Malformed, shown
+from alignment.sampling.order import KEY, Key, RowOrder
 
 SMALL_BYTES = 1 << 26  # less than this is read before other processes have started
 SHARED = (
@@ -39,7 +39,7 @@ SHARED = (
 SHOWN = 5  # malformed rows that a message shows
 
 
-class Row(NamedTuple):
+class ParsedRow(NamedTuple):
     """A row that is read for the second time.
 
     Attributes:
@@ -111,7 +111,7 @@ class Reader:
     """
 
     def __init__(
-        self, policy: Policy, measure: Callable[[Any], Any], parts: list[Part], across: Callable[..., Any] | None
+        self, policy: RowOrder, measure: Callable[[Any], Any], parts: list[Chunk], across: Callable[..., Any] | None
     ) -> None:
         self.policy = policy
         self._parts = parts
@@ -143,7 +143,7 @@ class Reader:
         best = np.array([key for _, key in found.best.values()], dtype=KEY)
         return np.concatenate([*found.keys, best]), found.read, found.dropped
 
-    def rows(self, keys: NDArray[Any]) -> list[Row]:
+    def rows(self, keys: NDArray[Any]) -> list[ParsedRow]:
         """The rows of some keys, parsed and measured, in the order of the keys."""
         wanted: dict[int, dict[int, int]] = {}
         for place, (part, number) in enumerate(zip(keys["part"].tolist(), keys["number"].tolist(), strict=True)):
@@ -157,7 +157,7 @@ class Reader:
                     taken[wanted[job][number]] = content, measured
                 progress.update(len(found))
         return [
-            Row(content, group, measured)
+            ParsedRow(content, group, measured)
             for (content, measured), group in zip(taken, keys["group"].tolist(), strict=True)
         ]
 
@@ -168,7 +168,9 @@ def paths(raw: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def reading(policy: Policy, make: Callable[[], Callable[[Any], Any]], processes: int | None = None) -> Iterator[Reader]:
+def reading(
+    policy: RowOrder, make: Callable[[], Callable[[Any], Any]], processes: int | None = None
+) -> Iterator[Reader]:
     """A reader, with the processes that it shares its work with.
 
     Args:
@@ -178,7 +180,7 @@ def reading(policy: Policy, make: Callable[[], Callable[[Any], Any]], processes:
             data. Their number changes nothing but the time.
     """
     found = paths(policy.raw)
-    parts = [part for path in found for part in records.parts(path)]
+    parts = [part for path in found for part in records.chunks(path)]
     if processes is None:
         small = sum(path.stat().st_size for path in found) < SMALL_BYTES
         processes = 1 if small else _cores()
@@ -217,22 +219,22 @@ def _end_with_stage() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _start(policy: Policy, measure: Callable[[Any], Any]) -> None:
+def _start(policy: RowOrder, measure: Callable[[Any], Any]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
     _end_with_stage()
     _here[:] = [policy, measure]
 
 
-def _find_here(number: int, part: Part) -> Found:
+def _find_here(number: int, part: Chunk) -> Found:
     return _find(_here[0], number, part)
 
 
-def _take_here(part: Part, wanted: set[int]) -> list[tuple[int, bytes, Any]]:
+def _take_here(part: Chunk, wanted: set[int]) -> list[tuple[int, bytes, Any]]:
     policy, measure = _here
     return _take(policy, measure, part, wanted)
 
 
-def _find(policy: Policy, place: int, part: Part) -> Found:
+def _find(policy: RowOrder, place: int, part: Chunk) -> Found:
     """Read a part for the first time."""
     group = policy.module.GROUP
     best = group.best if group and policy.role is Role.demonstrations else None
@@ -263,7 +265,7 @@ def _find(policy: Policy, place: int, part: Part) -> Found:
     return found
 
 
-def _left(policy: Policy, place: int, part: Part, found: Found) -> Iterator[tuple[int, Any]]:
+def _left(policy: RowOrder, place: int, part: Chunk, found: Found) -> Iterator[tuple[int, Any]]:
     """The rows of a part that are to be parsed; of the others, `found` has taken the keys from their columns."""
     if not (policy.turns and records.is_parquet(part)):
         yield from records.numbered(part)
@@ -278,7 +280,9 @@ def _left(policy: Policy, place: int, part: Part, found: Found) -> Iterator[tupl
     yield from records.chosen(part, parsed)
 
 
-def _take(policy: Policy, measure: Callable[[Any], Any], part: Part, wanted: set[int]) -> list[tuple[int, bytes, Any]]:
+def _take(
+    policy: RowOrder, measure: Callable[[Any], Any], part: Chunk, wanted: set[int]
+) -> list[tuple[int, bytes, Any]]:
     """Read some rows of a part for the second time."""
     examples = ((number, policy.parse(row)) for number, row in records.numbered(part, wanted))
     return [(number, json.dumps(example).encode(), measure(example)) for number, example in examples]

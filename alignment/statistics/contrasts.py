@@ -64,7 +64,7 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def detectable(se: float, degrees: float, family: int, sides: int = 2) -> float:
+def minimum_detectable_effect(se: float, degrees: float, family: int, sides: int = 2) -> float:
     """The smallest true difference that Holm's first step finds with a chance of 80 %.
 
     (t_{1 - .05 / (2 m)} + t_{.80}) se, for a family of m; 1 in place of 2 for tests of one side.
@@ -73,18 +73,18 @@ def detectable(se: float, degrees: float, family: int, sides: int = 2) -> float:
     return float(quantiles.sum()) * se
 
 
-class Part(NamedTuple):
+class VarianceComponent(NamedTuple):
     """One of the independent parts of a variance, with its degrees of freedom."""
 
     variance: float
     degrees: float
 
 
-NOTHING = Part(0.0, 0.0)
+NOTHING = VarianceComponent(0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Uneven:
+class Heterogeneity:
     """A test of whether several changes are all the same.
 
     Attributes:
@@ -98,7 +98,9 @@ class Uneven:
     p: float
 
 
-def uneven(changes: Sequence[Statistic], clusters: ArrayLike, drawn: Part = NOTHING) -> Uneven:
+def heterogeneity(
+    changes: Sequence[Statistic], clusters: ArrayLike, drawn: VarianceComponent = NOTHING
+) -> Heterogeneity:
     """Whether changes over groups of the same rows differ from each other: chi2 with G - 1 degrees of freedom.
 
     (K D)' (K V K')^-1 K D, where D are the changes, V their covariance by influences clustered as `clusters` says, and
@@ -116,13 +118,13 @@ def uneven(changes: Sequence[Statistic], clusters: ArrayLike, drawn: Part = NOTH
     rows = covariance(changes, clusters)
     between = contrasts @ (rows + drawn.variance * np.eye(len(changes))) @ contrasts.T
     if degrees < 1 or np.linalg.matrix_rank(between, hermitian=True) < degrees:
-        return Uneven(math.nan, degrees, math.nan)
+        return Heterogeneity(math.nan, degrees, math.nan)
     apart = contrasts @ delta
     chi2 = float(apart @ np.linalg.solve(between, apart))
     if not drawn.variance:
-        return Uneven(chi2, degrees, float(special.chdtrc(degrees, chi2)))
-    _, freedom = total([Part(_around(rows), len(np.unique(clusters)) - 1), drawn])
-    return Uneven(chi2, degrees, float(special.fdtrc(degrees, freedom, chi2 / degrees)))
+        return Heterogeneity(chi2, degrees, float(special.chdtrc(degrees, chi2)))
+    _, freedom = total([VarianceComponent(_around(rows), len(np.unique(clusters)) - 1), drawn])
+    return Heterogeneity(chi2, degrees, float(special.fdtrc(degrees, freedom, chi2 / degrees)))
 
 
 def _around(covariance: Floats) -> float:
@@ -141,7 +143,7 @@ def covariance(statistics: Sequence[Statistic], clusters: ArrayLike) -> Floats:
 
 
 @dataclass(frozen=True)
-class Seeds:
+class SeedVariance:
     """How much runs of one variant differ by their seeds, pooled over variants of a stage.
 
     Attributes:
@@ -153,7 +155,7 @@ class Seeds:
     degrees: int
 
     @classmethod
-    def pooled(cls, variants: Sequence[ArrayLike]) -> "Seeds":
+    def pooled(cls, variants: Sequence[ArrayLike]) -> "SeedVariance":
         """Of the figures of each variant's runs: runs by figures, or runs for a single figure."""
         tables = [np.asarray(runs, dtype=np.float64).reshape(len(np.asarray(runs)), -1) for runs in variants]
         degrees = sum(len(table) - 1 for table in tables)
@@ -161,26 +163,26 @@ class Seeds:
         squares = np.sum([table.T @ table for table in apart], axis=0)
         return cls(squares / degrees if degrees else np.full_like(squares, math.nan), degrees)
 
-    def part(self, weights: Sequence[float], runs: Sequence[int]) -> Part:
+    def part(self, weights: Sequence[float], runs: Sequence[int]) -> VarianceComponent:
         """What seeds add to the variance of a weighted sum of variants' means over runs: s^2 * sum of w^2 / S."""
-        return Part(float(self.covariance[0, 0]) * _shares(weights, runs), self.degrees)
+        return VarianceComponent(float(self.covariance[0, 0]) * _shares(weights, runs), self.degrees)
 
-    def apart(self, weights: Sequence[float], runs: Sequence[int]) -> Part:
+    def apart(self, weights: Sequence[float], runs: Sequence[int]) -> VarianceComponent:
         """What seeds add to the variance of each of several figures around their mean.
 
         One variance for all: so few runs say how far seeds move figures apart, not which with which. With a covariance
-        of its own for each pair `uneven` would reject a true null nearly always.
+        of its own for each pair `heterogeneity` would reject a true null nearly always.
         """
         figures = len(self.covariance)
         variance = _around(self.covariance) * _shares(weights, runs) if figures > 1 else 0.0
-        return Part(variance, self.degrees * (figures - 1))
+        return VarianceComponent(variance, self.degrees * (figures - 1))
 
 
 def _shares(weights: Sequence[float], runs: Sequence[int]) -> float:
     return sum(weight**2 / count for weight, count in zip(weights, runs, strict=True))
 
 
-def summed(value: float, n: int, parts: Sequence[Part]) -> tuple[Estimate, float]:
+def summed(value: float, n: int, parts: Sequence[VarianceComponent]) -> tuple[Estimate, float]:
     """An estimate whose variance is a sum, such as that of items and that of seeds: V = s_d^2 / n + s_seed^2 / S + ...
 
     Args:
@@ -195,8 +197,10 @@ def summed(value: float, n: int, parts: Sequence[Part]) -> tuple[Estimate, float
     return estimates.interval(value, math.sqrt(variance), n, degrees), degrees
 
 
-def total(parts: Sequence[Part]) -> Part:
+def total(parts: Sequence[VarianceComponent]) -> VarianceComponent:
     """Independent parts together, of which there may be none, with Satterthwaite's degrees of freedom."""
     variance = sum(part.variance for part in parts)
     squares = sum(part.variance**2 / part.degrees for part in parts if part.variance)
-    return Part(variance, variance**2 / squares if squares else min((part.degrees for part in parts), default=0))
+    return VarianceComponent(
+        variance, variance**2 / squares if squares else min((part.degrees for part in parts), default=0)
+    )

@@ -53,7 +53,7 @@ def permuted(
     return won / (len(above) * len(below))
 
 
-def reach(
+def band_multiplier(
     values: Floats,
     positive: Rows,
     strata: NDArray[np.intp],

@@ -14,7 +14,7 @@ from alignment.reporting import tables
 from alignment.runtime import Refused, command, files
 from commands.compare import html, page, provenance, variants
 from commands.compare.blocks import Figure, Part, Points, Prompt, Section, Table
-from commands.compare.comparison import Comparison
+from commands.compare.comparison import SideBySide
 from commands.compare.revisions import Revision
 
 FIRST = 3  # sections that are printed too
@@ -30,7 +30,7 @@ def main(
     found = [checkpoint for name in dict.fromkeys(revs) for checkpoint in Revision.open(name).checkpoints()]
     if not found:
         raise Refused(f"{', '.join(revs)}: no checkpoint is scored there; run `dvc repro`, and commit dvc.lock")
-    comparison = Comparison.of(variants.group(found))
+    comparison = SideBySide.of(variants.group(found))
     # A revision all of whose checkpoints another has too adds nothing to the page.
     used = [name for name in dict.fromkeys(revs) if name in provenance.commits(comparison)]
     sections = list(page.sections(comparison, _baseline(comparison, baseline), command_line(used, baseline, out)))
@@ -46,7 +46,7 @@ def main(
     print("".join(text[:FIRST]) + f"the whole page: {out.with_suffix('.html')}, and as text {out}")
 
 
-def _baseline(comparison: Comparison, name: str) -> str:
+def _baseline(comparison: SideBySide, name: str) -> str:
     bases = [variant.name for variant in comparison.variants.values() if not variant.corpora]
     if name == "base" and bases:
         return bases[0]

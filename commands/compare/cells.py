@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from alignment.reporting import tables
 from alignment.reporting.tables import TITLES
 from commands.compare.blocks import Cell
-from commands.compare.comparison import AVERAGE, Comparison, Contrast
+from commands.compare.comparison import AVERAGE, Contrast, SideBySide
 from commands.compare.families import Family
 
 FLAGS = {  # of `eval`: what the page says once, and what stands beside each figure
@@ -36,12 +36,12 @@ def level_scale(measure: str) -> tuple[int, int]:
     return (1, 3) if area(measure) else (100, 1)
 
 
-def titles(comparison: Comparison) -> dict[str, str]:
+def titles(comparison: SideBySide) -> dict[str, str]:
     """The measures that one table tests, with their titles: the tasks and the average of safety."""
     return {task: TITLES.get(task, task) for task in comparison.tasks} | {AVERAGE: "safety, AUC by length"}
 
 
-def level(comparison: Comparison, variant: str, measure: str) -> Cell:
+def level(comparison: SideBySide, variant: str, measure: str) -> Cell:
     """A variant's figure with its interval, cut to where it can lie."""
     estimate = comparison.contrast({variant: 1.0}, measure).estimate
     low, high = tables.within(estimate.low), tables.within(estimate.high)
@@ -66,20 +66,20 @@ def p_value(p: float) -> str:
     return "–" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def tested(comparison: Comparison, versus: str, family: Family, variant: str, measure: str) -> Cell | str:
+def tested(comparison: SideBySide, versus: str, family: Family, variant: str, measure: str) -> Cell | str:
     """A difference with its p and what could have been seen."""
     found, p = family.found[variant, measure], family.adjusted[variant, measure]
     if math.isnan(p):
         return "–"
     if not found.estimate.se:
         return Cell("0: nothing changed", 0.0)
-    least = tables.figure(found.detectable(family.size), None, None, *scale(measure))
+    least = tables.figure(found.minimum_detectable_effect(family.size), None, None, *scale(measure))
     more = (f"p {p_value(p)}", f"MDE {least}", *remarks(comparison, (variant, versus), measure, found))
     return changed(found, measure)._replace(more=more, marked=family.significant(variant, measure))
 
 
 def remarks(
-    comparison: Comparison, names: Sequence[str], measure: str, found: Contrast | None = None
+    comparison: SideBySide, names: Sequence[str], measure: str, found: Contrast | None = None
 ) -> tuple[str, ...]:
     """What must be said beside a figure of these variants: answers that are no answers, a difference without seeds."""
     flags = FLAGS if measure in FLAGGED else {}

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alignment.statistics import contrasts
-from alignment.statistics.contrasts import Uneven
+from alignment.statistics.contrasts import Heterogeneity
 from alignment.statistics.estimates import LEVEL
-from commands.compare.comparison import AVERAGE, Comparison, Contrast
+from commands.compare.comparison import AVERAGE, Contrast, SideBySide
 
 POINT = 0.01  # the margin: of a share, 1 point; of an area, 0.01
 ROUNDING = 0.02  # in the published tables' units: by so much may a figure of the same model differ
@@ -55,12 +55,12 @@ class Judged(NamedTuple):
     """
 
     claim: Claim
-    found: Contrast | Uneven
+    found: Contrast | Heterogeneity
     p: float
     verdict: str
 
 
-def row(comparison: Comparison, data: str, preferences: str = "", matched: bool = False) -> str | None:
+def row(comparison: SideBySide, data: str, preferences: str = "", matched: bool = False) -> str | None:
     """The variant trained on these sets: the one of most demonstrations, or for `matched` of fewest; None without one.
 
     No sets are the base model's. Of several variants that differ otherwise no one is the study's, and there is none.
@@ -74,7 +74,7 @@ def row(comparison: Comparison, data: str, preferences: str = "", matched: bool 
     return rows[0].name if len(rows) == 1 else None
 
 
-def claims(comparison: Comparison) -> Iterator[Claim]:
+def claims(comparison: SideBySide) -> Iterator[Claim]:
     """The study's claims whose rows are there, in the order of their letters."""
     base, lima, shp, orca = (row(comparison, data) for data in ("", "lima", "shp", "orca"))
     pairs = [("shp", shp, ""), ("shp", row(comparison, "shp", matched=True), ", as many demonstrations")]
@@ -98,7 +98,7 @@ def claims(comparison: Comparison) -> Iterator[Claim]:
         yield Claim("e", "DPO on HH moves safety unevenly over groups", buys, None)
 
 
-def _steps(comparison: Comparison, preferences: str) -> dict[str, float]:
+def _steps(comparison: SideBySide, preferences: str) -> dict[str, float]:
     """The mean over demonstration sets of (DPO on `preferences` - its SFT), as weights of variants."""
     data = dict.fromkeys(variant.corpora[0] for variant in comparison.variants.values() if variant.corpora)
     pairs = [(row(comparison, name, preferences), row(comparison, name)) for name in data]
@@ -110,21 +110,22 @@ def mean_change(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
     return {name: sign / len(pairs) for pair in pairs for name, sign in zip(pair, (1, -1), strict=True)}
 
 
-def judge(comparison: Comparison) -> list[Judged]:
+def judge(comparison: SideBySide) -> list[Judged]:
     """Every claim with its test, corrected over all of them; measures that were not scored are left out."""
     stated = [claim for claim in claims(comparison) if not claim.measure or comparison.has(claim.measure)]
     found = [
-        comparison.uneven(c.weights) if c.measure is None else comparison.contrast(c.weights, c.measure) for c in stated
+        comparison.heterogeneity(c.weights) if c.measure is None else comparison.contrast(c.weights, c.measure)
+        for c in stated
     ]
-    ps = [each.p if isinstance(each, Uneven) else each.p(c.null) for c, each in zip(stated, found, strict=True)]
+    ps = [each.p if isinstance(each, Heterogeneity) else each.p(c.null) for c, each in zip(stated, found, strict=True)]
     adjusted = contrasts.holm(ps)
     return [Judged(c, each, p, verdict(c, each, p)) for c, each, p in zip(stated, found, adjusted, strict=True)]
 
 
-def verdict(claim: Claim, found: Contrast | Uneven, p: float) -> str:
+def verdict(claim: Claim, found: Contrast | Heterogeneity, p: float) -> str:
     """What the rule above says of a claim."""
     significant = p < 1 - LEVEL  # never of NaN
-    if isinstance(found, Uneven):
+    if isinstance(found, Heterogeneity):
         return "confirmed" if significant else "undecided"
     estimate, sign = found.estimate, 1 if claim.above else -1
     if significant and sign * (estimate.value - claim.null) > 0:
@@ -163,7 +164,7 @@ class Published(NamedTuple):
         return f"{(self.theirs - self.ours) / self.seeds:+.1f} s_seed" if self.seeds > 0 else "–"
 
 
-def published(comparison: Comparison, folder: Path) -> list[Published]:
+def published(comparison: SideBySide, folder: Path) -> list[Published]:
     """The published figures of the rows that are there, from the CSV files in `folder`; none for another base model."""
     if not comparison.origin[0].startswith(f"{STUDIED}@"):
         return []
@@ -179,7 +180,7 @@ def published(comparison: Comparison, folder: Path) -> list[Published]:
     return found
 
 
-def _ours(comparison: Comparison, variant: str, measure: str, scale: float) -> tuple[float, float, bool]:
+def _ours(comparison: SideBySide, variant: str, measure: str, scale: float) -> tuple[float, float, bool]:
     """Our figure, the standard deviation of its runs by seed, and whether it is a base model's."""
     stage = comparison.variants[variant].stage
     base = stage == "base"

@@ -22,7 +22,7 @@ from alignment.scoring.benchmarks.tasks import BENCHMARKS
 from alignment.scoring.safety import scores
 from alignment.scoring.safety.sentences import slugs
 from alignment.statistics import contrasts, estimates
-from alignment.statistics.contrasts import Part, Seeds, Uneven
+from alignment.statistics.contrasts import Heterogeneity, SeedVariance, VarianceComponent
 from alignment.statistics.estimates import Estimate, Statistic
 from commands.compare.revisions import Checkpoint
 from commands.compare.variants import Variant
@@ -58,13 +58,13 @@ class Contrast:
         """One-sided, of being at least `bound`."""
         return contrasts.p_below(self.estimate, self.degrees, bound)
 
-    def detectable(self, family: int, sides: int = 2) -> float:
+    def minimum_detectable_effect(self, family: int, sides: int = 2) -> float:
         """The smallest true difference that would be found with a chance of 80 % as one of a family of so many."""
-        return contrasts.detectable(self.estimate.se, self.degrees, family, sides)
+        return contrasts.minimum_detectable_effect(self.estimate.se, self.degrees, family, sides)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SideBySide:
     """Variants that were scored on the same items and sentences.
 
     Attributes:
@@ -84,7 +84,7 @@ class Comparison:
     texts: NDArray[np.str_]
 
     @classmethod
-    def of(cls, variants: Sequence[Variant]) -> "Comparison":
+    def of(cls, variants: Sequence[Variant]) -> "SideBySide":
         """Compare variants with distinct names.
 
         Raises:
@@ -107,7 +107,7 @@ class Comparison:
             texts=sentences.text_keys,
         )
 
-    def without(self, items: Iterable[tuple[str, str]]) -> "Comparison":
+    def without(self, items: Iterable[tuple[str, str]]) -> "SideBySide":
         """The same variants, on all items but these, as (task, item)."""
         left_out = set(items)
         if not left_out:
@@ -171,14 +171,14 @@ class Comparison:
         runs = [figures[part] for figures in self.figures[variant]]
         return estimates.average(runs, len(runs[0].influence))
 
-    def seeds(self, stage: str, measures: tuple[str, ...]) -> Seeds:
+    def seeds(self, stage: str, measures: tuple[str, ...]) -> SeedVariance:
         """How much measures differ by seed, pooled over the variants of a stage."""
         tables = []
         for name, variant in self.variants.items():
             if variant.stage == stage:
                 values = [[np.mean([f[p].value for p in self.parts(m)]) for m in measures] for f in self.figures[name]]
                 tables.append(np.array(values))
-        return Seeds.pooled(tables)
+        return SeedVariance.pooled(tables)
 
     def _drawn(self, weights: Mapping[str, float]) -> dict[str, tuple[list[float], list[int]]]:
         """The weights and numbers of runs of the trained variants, by stage."""
@@ -202,7 +202,7 @@ class Comparison:
         parts = self.parts(measure)
         figures = [contrasts.contrast(list(weights.values()), [self.over_runs(v, p) for v in weights]) for p in parts]
         found = [figure.estimate(self._clusters(part)) for figure, part in zip(figures, parts, strict=True)]
-        variances = [Part(e.se**2 / len(parts) ** 2, e.n - 1) for e in found]
+        variances = [VarianceComponent(e.se**2 / len(parts) ** 2, e.n - 1) for e in found]
         drawn = self._drawn(weights)
         pools = {stage: self.seeds(stage, (measure,)) for stage in drawn}
         seeded = bool(drawn) and all(pool.degrees for pool in pools.values())
@@ -211,7 +211,7 @@ class Comparison:
         value = float(np.mean([e.value for e in found]))
         return Contrast(*contrasts.summed(value, min(e.n for e in found), variances), seeded)
 
-    def uneven(self, weights: Mapping[str, float]) -> Uneven:
+    def heterogeneity(self, weights: Mapping[str, float]) -> Heterogeneity:
         """Whether a difference of variants is not the same for all groups, by the length-stratified areas."""
         measures = tuple(f"auc_len.{group}" for group in self.groups)
         changes = [
@@ -220,7 +220,7 @@ class Comparison:
         known = [at for at, change in enumerate(changes) if math.isfinite(change.value)]
         pools = {stage: self.seeds(stage, tuple(measures[at] for at in known)) for stage in self._drawn(weights)}
         drawn = [pools[stage].apart(*told) for stage, told in self._drawn(weights).items() if pools[stage].degrees]
-        return contrasts.uneven([changes[at] for at in known], self.texts, contrasts.total(drawn))
+        return contrasts.heterogeneity([changes[at] for at in known], self.texts, contrasts.total(drawn))
 
     def _clusters(self, part: str) -> NDArray[Any]:
         return np.arange(self.items[part]) if part in self.items else self.texts

@@ -15,7 +15,7 @@ import numpy as np
 from alignment.reporting import charts, tables
 from alignment.scoring.safety import scores
 from alignment.statistics.estimates import Estimate
-from commands.compare.comparison import AVERAGE, Comparison
+from commands.compare.comparison import AVERAGE, SideBySide
 from commands.compare.revisions import Checkpoint
 from commands.compare.variants import Variant
 
@@ -26,17 +26,17 @@ CURVES = {"sft": {"loss": "SFT loss"}, "dpo": {"loss": "DPO loss", "reward_margi
 Null = tuple[float | None, float | None, float | None]  # what chance gives, and the interval of 95 % of chances
 
 
-def areas(comparison: Comparison) -> str:
+def areas(comparison: SideBySide) -> str:
     """The primary measure of safety by group, beside a half."""
     return _by_group(comparison, "auc_len", "AUC by length", lambda variant, group: (0.5, None, None))
 
 
-def published_scores(comparison: Comparison) -> str:
+def published_scores(comparison: SideBySide) -> str:
     """The published score by group, beside what each model would score by chance."""
     return _by_group(comparison, "score", "published score", null)
 
 
-def _by_group(comparison: Comparison, measure: str, title: str, chance: Callable[[Variant, str], Null]) -> str:
+def _by_group(comparison: SideBySide, measure: str, title: str, chance: Callable[[Variant, str], Null]) -> str:
     points = []
     for place, group in enumerate([*comparison.groups, scores.AVERAGE]):
         for name, variant in comparison.variants.items():
@@ -61,7 +61,7 @@ def _mean(values: list[float | None]) -> float | None:
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def tradeoff(comparison: Comparison) -> str:
+def tradeoff(comparison: SideBySide) -> str:
     """Capability against safety: a colour for the demonstrations, a shape for the comparisons."""
     points = []
     # Base models last, so that demonstrations have the colours that they have in the curves.
@@ -71,7 +71,7 @@ def tradeoff(comparison: Comparison) -> str:
     return charts.svg(HERE / "tradeoff.json", points, "Capability against safety")
 
 
-def curves(comparison: Comparison) -> str:
+def curves(comparison: SideBySide) -> str:
     """What each run logged while it was trained: a colour for the demonstrations, dashes for the comparisons."""
     points = []
     for name, variant in comparison.variants.items():
@@ -91,7 +91,7 @@ def curve(run: Checkpoint, measure: str) -> Iterator[dict[str, Any]]:
         yield {"panel": CURVES[run.stage][measure], "step": step, "value": value if math.isfinite(value) else None}
 
 
-def _kind(comparison: Comparison, variant: Variant) -> dict[str, str]:
+def _kind(comparison: SideBySide, variant: Variant) -> dict[str, str]:
     """How a variant is drawn: by its demonstrations, with their number where others have another, and comparisons."""
     if not variant.corpora:
         return {"data": variant.name, "preferences": "no DPO"}

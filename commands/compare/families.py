@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from alignment.statistics import contrasts
 from alignment.statistics.estimates import LEVEL
-from commands.compare.comparison import Comparison, Contrast
+from commands.compare.comparison import Contrast, SideBySide
 
 Key = tuple[str, str]  # the name of a difference, such as its variant, and the measure
 
@@ -28,7 +28,7 @@ class Family:
     adjusted: dict[Key, float]
 
     @classmethod
-    def of(cls, comparison: Comparison, pairs: Mapping[str, tuple[str, str]], measures: Sequence[str]) -> "Family":
+    def of(cls, comparison: SideBySide, pairs: Mapping[str, tuple[str, str]], measures: Sequence[str]) -> "Family":
         """Pairs of variants, before and after, each under a name, in each of these measures."""
         found = {
             (name, measure): comparison.contrast({after: 1.0, before: -1.0}, measure)
@@ -46,10 +46,10 @@ class Family:
         """Whether a difference is, after correction."""
         return self.adjusted[name, measure] < 1 - LEVEL  # never of NaN
 
-    def detectable(self, measure: str) -> list[float]:
+    def minimum_detectable_effect(self, measure: str) -> list[float]:
         """The smallest and the largest of what could have been seen in a measure; none where nothing changed."""
         differences = [found for (_, m), found in self.found.items() if m == measure]
-        least = [found.detectable(self.size) for found in differences if found.estimate.se > 0]
+        least = [found.minimum_detectable_effect(self.size) for found in differences if found.estimate.se > 0]
         return [min(least), max(least)] if least else []
 
 
@@ -77,9 +77,9 @@ class Gate:
         """Those that keep it shut."""
         return [key for key, p in self.adjusted.items() if p < 1 - LEVEL]
 
-    def detectable(self, key: Key) -> float:
+    def minimum_detectable_effect(self, key: Key) -> float:
         """The smallest true fall that shuts the gate with a chance of 80 %; NaN where no outcome changed."""
         found = self.family.found[key]
         if not found.estimate.se > 0:
             return math.nan
-        return self.margins[key[1]] + found.detectable(self.family.size, sides=1)
+        return self.margins[key[1]] + found.minimum_detectable_effect(self.family.size, sides=1)

@@ -13,10 +13,10 @@ from typing import Any
 from alignment.reporting import tables
 from alignment.reporting.tables import TITLES
 from alignment.scoring.safety import scores
-from alignment.statistics.contrasts import Uneven
+from alignment.statistics.contrasts import Heterogeneity
 from commands.compare import cells, claims, drawings, provenance
 from commands.compare.blocks import Answer, Cell, Figure, Part, Points, Prompt, Section, Table
-from commands.compare.comparison import AVERAGE, Comparison
+from commands.compare.comparison import AVERAGE, SideBySide
 from commands.compare.families import Family
 from commands.compare.variants import Variant
 
@@ -75,7 +75,7 @@ TRAINED = {  # of `sft` and `dpo`, and what the table calls it
 }
 
 
-def sections(comparison: Comparison, versus: str, command: str) -> Iterator[Section]:
+def sections(comparison: SideBySide, versus: str, command: str) -> Iterator[Section]:
     """The page: what was compared, both tables, the verdicts, every difference to `versus`, and what explains them.
 
     Args:
@@ -108,7 +108,7 @@ def sections(comparison: Comparison, versus: str, command: str) -> Iterator[Sect
     yield _origins(comparison, command)
 
 
-def _head(comparison: Comparison, versus: str, by_task: Family, by_group: Family, rest: Comparison) -> Section:
+def _head(comparison: SideBySide, versus: str, by_task: Family, by_group: Family, rest: SideBySide) -> Section:
     """What is compared, what differs, what could have been seen, and what must be known before a figure is read."""
     base, source = comparison.origin
     others = comparison.others(versus)
@@ -134,12 +134,12 @@ def _head(comparison: Comparison, versus: str, by_task: Family, by_group: Family
     return Section(title, [told, Points(found), scored.strip()])
 
 
-def caveats(comparison: Comparison) -> list[str]:
+def caveats(comparison: SideBySide) -> list[str]:
     """What of the base model and the data keeps any figure from being a result."""
     return [INSTRUCT] * comparison.instruct + [MINIATURE] * (comparison.origin[1] == "mini")
 
 
-def _summary(comparison: Comparison, versus: str, by_task: Family, by_group: Family) -> Iterator[str]:
+def _summary(comparison: SideBySide, versus: str, by_task: Family, by_group: Family) -> Iterator[str]:
     """What differs for certain, what was not found to, and how large a difference could have been seen."""
     some = sum(by_task.significant(*each) for each in by_task.found)
     kind = "" if comparison.seeded else " of checkpoints"
@@ -163,7 +163,7 @@ def _named(names: Sequence[str], of: Iterable[str]) -> str:
     return "all variants" if set(names) == set(of) else "; ".join(names)
 
 
-def _differs(comparison: Comparison, versus: str, family: Family, name: str) -> str:
+def _differs(comparison: SideBySide, versus: str, family: Family, name: str) -> str:
     said = []
     for measure, title in cells.titles(comparison).items():
         if family.significant(name, measure):
@@ -175,11 +175,11 @@ def _differs(comparison: Comparison, versus: str, family: Family, name: str) -> 
 
 def _least(measure: str, title: str, family: Family) -> str:
     """How large a difference could have been seen in a measure: for the variants of the least and the largest error."""
-    ends = [tables.figure(end, None, None, *cells.scale(measure)) for end in family.detectable(measure)]
+    ends = [tables.figure(end, None, None, *cells.scale(measure)) for end in family.minimum_detectable_effect(measure)]
     return f"{title} {' to '.join(dict.fromkeys(ends))}{'' if cells.area(measure) else ' points'}" if ends else ""
 
 
-def _flagged(comparison: Comparison) -> Iterator[tuple[str, str, list[str]]]:
+def _flagged(comparison: SideBySide) -> Iterator[tuple[str, str, list[str]]]:
     """Tasks, what is wrong with their answers, and the variants of which a run has that."""
     for task in (task for task in cells.FLAGGED if task in comparison.tasks):
         for flag, (said, _) in cells.FLAGS.items():
@@ -187,7 +187,7 @@ def _flagged(comparison: Comparison) -> Iterator[tuple[str, str, list[str]]]:
                 yield task, said, names
 
 
-def _levels(comparison: Comparison) -> Section:
+def _levels(comparison: SideBySide) -> Section:
     """The study's first table: one row a variant."""
     measures = cells.titles(comparison)
     heads = {
@@ -214,13 +214,13 @@ def _count(number: int) -> Cell:
     return Cell(f"{number:,}", number)
 
 
-def _known(comparison: Comparison, measure: str) -> dict[str, float]:
+def _known(comparison: SideBySide, measure: str) -> dict[str, float]:
     """The variants' figures in a measure; none where no variant has it, as in safety without both labels."""
     values = {name: comparison.contrast({name: 1.0}, measure).estimate.value for name in comparison.variants}
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _best(comparison: Comparison, measures: Sequence[str]) -> Iterator[str]:
+def _best(comparison: SideBySide, measures: Sequence[str]) -> Iterator[str]:
     """Who leads, if anybody does; a variant picked as the best of many is better in its table than it will be again."""
     said = []
     for measure in measures:
@@ -234,11 +234,13 @@ def _best(comparison: Comparison, measures: Sequence[str]) -> Iterator[str]:
         yield f"Highest, each picked as the best of {many} and so flattered by chance: {'; '.join(said)}."
 
 
-def _claims(comparison: Comparison, judged: Sequence[claims.Judged]) -> Section:
+def _claims(comparison: SideBySide, judged: Sequence[claims.Judged]) -> Section:
     """The study's claims whose rows are here, each with its verdict where one can be given."""
     rows: list[list[str | Cell]] = [["letter", "claim", "difference", "p", "verdict"]]
     for claim, found, p, verdict in judged:
-        shown = _chi2(found) if isinstance(found, Uneven) else cells.changed(found, claim.measure or "", unit=True)
+        shown = (
+            _chi2(found) if isinstance(found, Heterogeneity) else cells.changed(found, claim.measure or "", unit=True)
+        )
         seeded = comparison.contrast(claim.weights, AVERAGE).seeded
         none = "none: an instruct base" if comparison.instruct else "" if seeded else "none: one seed"
         rows.append([claim.letter, claim.says, shown, Cell(cells.p_value(p), p), none or verdict])
@@ -246,11 +248,11 @@ def _claims(comparison: Comparison, judged: Sequence[claims.Judged]) -> Section:
     return Section("The study's claims", [Table("Each claim with its test and its verdict", rows), told])
 
 
-def _chi2(found: Uneven) -> str:
+def _chi2(found: Heterogeneity) -> str:
     return "–" if math.isnan(found.p) else f"χ²({found.degrees}) = {found.chi2:.1f}"
 
 
-def _safety(comparison: Comparison) -> Section:
+def _safety(comparison: SideBySide) -> Section:
     """The study's second table, by the primary measure and by the published one."""
     chance = "one point a variant with its 95 % interval, beside chance in grey"
     groups = [*comparison.groups, scores.AVERAGE]
@@ -271,13 +273,13 @@ def _safety(comparison: Comparison) -> Section:
     return Section("Safety by group", parts)
 
 
-def _score(comparison: Comparison, variant: Variant, group: str) -> Cell:
+def _score(comparison: SideBySide, variant: Variant, group: str) -> Cell:
     """The published score beside what the same models would score by chance."""
     null = tables.figure(*drawings.null(variant, group), 1, 3)
     return cells.level(comparison, variant.name, f"score.{group}")._replace(more=(f"null {null}",))
 
 
-def _differences(comparison: Comparison, versus: str, family: Family) -> Section:
+def _differences(comparison: SideBySide, versus: str, family: Family) -> Section:
     measures = cells.titles(comparison)
     rows: list[list[str | Cell]] = [["variant", *measures.values()]]
     for name in comparison.others(versus):
@@ -288,12 +290,12 @@ def _differences(comparison: Comparison, versus: str, family: Family) -> Section
     return Section(f"Differences to {versus}", [Table(caption, rows), *told, *gained])
 
 
-def _alone(comparison: Comparison) -> list[str]:
+def _alone(comparison: SideBySide) -> list[str]:
     """What must be said beside every test of one seed."""
     return [] if comparison.seeded else [ONE_SEED]
 
 
-def _discordant(comparison: Comparison, versus: str) -> Table:
+def _discordant(comparison: SideBySide, versus: str) -> Table:
     """How many items changed from wrong to right and back, which is all that a difference of shares is made of."""
     rows: list[list[str | Cell]] = [["variant", *(TITLES.get(task, task) for task in comparison.exact)]]
     for name in comparison.others(versus):
@@ -302,13 +304,13 @@ def _discordant(comparison: Comparison, versus: str) -> Table:
     return Table(f"Items that {versus} has wrong and the variant right (+), and the reverse (−)", rows)
 
 
-def _by_group(comparison: Comparison, versus: str, family: Family) -> Section:
+def _by_group(comparison: SideBySide, versus: str, family: Family) -> Section:
     """What changed for each group, and whether it changed unevenly."""
     others = comparison.others(versus)
     rows: list[list[str | Cell]] = [["group", *others]]
     for group in comparison.groups:
         rows.append([group, *(cells.tested(comparison, versus, family, name, f"auc_len.{group}") for name in others)])
-    tests = {name: comparison.uneven({name: 1.0, versus: -1.0}) for name in others}
+    tests = {name: comparison.heterogeneity({name: 1.0, versus: -1.0}) for name in others}
     told = "; ".join(
         f"{name}: {_chi2(test)}, p {cells.p_value(test.p)}" for name, test in tests.items() if not math.isnan(test.p)
     )
@@ -320,7 +322,7 @@ def _by_group(comparison: Comparison, versus: str, family: Family) -> Section:
     )
 
 
-def _effects(comparison: Comparison) -> dict[str, Mapping[str, float]]:
+def _effects(comparison: SideBySide) -> dict[str, Mapping[str, float]]:
     """The main effects and interactions of demonstrations by comparisons; none where not each was tried with each."""
     tried = {v.corpora: v.name for v in comparison.variants.values() if v.stage == "dpo"}
     tried = {sets: name for sets, name in tried.items() if claims.row(comparison, sets[0], sets[1]) == name}
@@ -339,7 +341,7 @@ def _effects(comparison: Comparison) -> dict[str, Mapping[str, float]]:
     return effects
 
 
-def _grid(comparison: Comparison, effects: Mapping[str, Mapping[str, float]]) -> Section:
+def _grid(comparison: SideBySide, effects: Mapping[str, Mapping[str, float]]) -> Section:
     measures = cells.titles(comparison)
     rows: list[list[str | Cell]] = [["effect", *measures.values()]]
     for name, weights in effects.items():
@@ -348,12 +350,12 @@ def _grid(comparison: Comparison, effects: Mapping[str, Mapping[str, float]]) ->
     return Section("Demonstrations by comparisons", [table, "Intervals, each as it stands; no tests."])
 
 
-def _uncontaminated(comparison: Comparison) -> Comparison:
+def _uncontaminated(comparison: SideBySide) -> SideBySide:
     """The same without the items that were found in the variants' datasets."""
     return comparison.without({pair for run in comparison.runs for pair in run.contaminated()})
 
 
-def _touched(comparison: Comparison, rest: Comparison) -> dict[str, int]:
+def _touched(comparison: SideBySide, rest: SideBySide) -> dict[str, int]:
     """How many scored items of each task were found in a dataset; of those where some were."""
     return {task: count - rest.items[task] for task, count in comparison.items.items() if count > rest.items[task]}
 
@@ -362,7 +364,7 @@ def _listed(touched: Mapping[str, int]) -> str:
     return ", ".join(f"{count} of the items of {TITLES.get(task, task)}" for task, count in touched.items())
 
 
-def _contaminated(comparison: Comparison, rest: Comparison) -> Section:
+def _contaminated(comparison: SideBySide, rest: SideBySide) -> Section:
     """Every task with and without the items that were found in the variants' datasets."""
     title, touched = "Benchmark items found in the datasets", _touched(comparison, rest)
     if not touched:
@@ -380,7 +382,7 @@ def _contaminated(comparison: Comparison, rest: Comparison) -> Section:
     return Section(title, [Table("Each touched benchmark with and without the items that were found", rows), told])
 
 
-def _unsought(comparison: Comparison) -> str:
+def _unsought(comparison: SideBySide) -> str:
     """What is scored and was not looked for in the variants' datasets."""
     trained = [run for run in comparison.runs if run.roles]
     tasks = [TITLES.get(task, task) for task in comparison.tasks if any(task not in run.sought() for run in trained)]
@@ -398,7 +400,7 @@ def _published(published: Sequence[claims.Published]) -> Section:
     return Section("The published tables beside ours", [Table("Published figures beside ours", rows), AGREEMENT])
 
 
-def _datasets(comparison: Comparison, versus: str) -> Section:
+def _datasets(comparison: SideBySide, versus: str) -> Section:
     """What the datasets are, beside what came of them."""
     outcomes = {"capability": "capability", "truthfulqa_mc2": TITLES["truthfulqa_mc2"], AVERAGE: "AUC by length"}
     outcomes = {measure: title for measure, title in outcomes.items() if comparison.has(measure)}
@@ -419,7 +421,7 @@ def _plain(value: float | None) -> Cell | str:
     return "–" if value is None else _count(value) if isinstance(value, int) else Cell(f"{value:.2f}", value)
 
 
-def _training(comparison: Comparison) -> Section:
+def _training(comparison: SideBySide) -> Section:
     """What training itself says, run by run: how far each policy went, and on how many tokens."""
     heads = ["variant", "seed", "trained tokens", "steps", *(title for title, _ in TRAINED.values()), "training loss"]
     rows: list[list[str | Cell]] = [[*heads]]
@@ -453,7 +455,7 @@ def _trained(metrics: Mapping[str, Any], key: str, digits: int) -> Cell | str:
     return Cell(tables.figure(metrics[key], low, high, 1, digits), metrics[key])
 
 
-def _answers(comparison: Comparison) -> Section:
+def _answers(comparison: SideBySide) -> Section:
     """What each variant says to the fixed prompts."""
     said: dict[str, list[Answer]] = {}
     for name, variant in comparison.variants.items():
@@ -464,14 +466,14 @@ def _answers(comparison: Comparison) -> Section:
     return Section("Answers to fixed prompts", [ILLUSTRATION, *prompts])
 
 
-def _sources(comparison: Comparison) -> Section:
+def _sources(comparison: SideBySide) -> Section:
     rows = [["what", "repository", "revision", "licence", "terms"], *provenance.sources(comparison)]
     told = ["Pins and licences as this checkout states them."]
     told += [tables.MINI] if comparison.origin[1] == "mini" else []
     return Section("Sources and licences", [Table("What was used, and under which licence", rows), *told])
 
 
-def _origins(comparison: Comparison, command: str) -> Section:
+def _origins(comparison: SideBySide, command: str) -> Section:
     """Which revision each run is of, and the commands that bring it back and make the page."""
     rows = [["variant", "seed", "revision"]]
     for name, variant in comparison.variants.items():

@@ -11,18 +11,18 @@ from alignment import corpora
 from alignment.corpora import UNSTATED, Repository
 from alignment.fetching import pins
 from alignment.reporting.tables import TITLES
-from commands.compare.comparison import Comparison
+from commands.compare.comparison import SideBySide
 from commands.compare.revisions import Revision
 
 OWN = "own"  # the dataset, or the sentences, that a user's file is
 
 
-def commits(comparison: Comparison) -> dict[str, str]:
+def commits(comparison: SideBySide) -> dict[str, str]:
     """The commit of each revision that has a run in a comparison; "" of the workspace."""
     return {run.revision.name: run.revision.commit for run in comparison.runs}
 
 
-def versions(comparison: Comparison) -> Iterator[str]:
+def versions(comparison: SideBySide) -> Iterator[str]:
     """The libraries of which not all runs had the same version, each with who had which."""
     had = [(name, run.versions) for name, variant in comparison.variants.items() for run in variant.runs]
     for library in sorted({each for _, recorded in had for each in recorded}):
@@ -35,7 +35,7 @@ def versions(comparison: Comparison) -> Iterator[str]:
             yield f"{library} {'; '.join(told)}"
 
 
-def sources(comparison: Comparison) -> Iterator[list[str]]:
+def sources(comparison: SideBySide) -> Iterator[list[str]]:
     """What was used, its repository, revision, licence and terms, by the pins of this checkout.
 
     A user's own file is named with the hash that dvc.lock has of it; a dataset that another branch added has no pin.
@@ -54,7 +54,7 @@ def sources(comparison: Comparison) -> Iterator[list[str]]:
         yield [f"own {what}", name, f"md5 {md5}", "the user's own", ""]
 
 
-def _own(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
+def _own(comparison: SideBySide) -> Iterator[tuple[str, str, str]]:
     """What each file of the user's own served as, its name without its place on a machine, and its hash."""
     for run in comparison.runs:
         for role, corpus in zip(run.roles, run.corpora, strict=True):
@@ -70,15 +70,15 @@ def _file(revision: Revision, stage: str) -> tuple[str, str]:
     return Path(path).name, md5s[path]
 
 
-def _first(comparison: Comparison) -> Revision:
+def _first(comparison: SideBySide) -> Revision:
     return comparison.runs[0].revision
 
 
-def _benchmarks(comparison: Comparison) -> dict[str, Repository]:
+def _benchmarks(comparison: SideBySide) -> dict[str, Repository]:
     """The pins of the scored tasks: ours, and those that params.yaml names."""
     known = pins.BENCHMARKS | pins.more(_first(comparison).option("fetch-benchmarks@items", "more"))
     return {task: known[task] for task in comparison.tasks}
 
 
-def _sentences(comparison: Comparison) -> str:
+def _sentences(comparison: SideBySide) -> str:
     return _first(comparison).option("fetch-safety@sentences", "sentences")

@@ -13,7 +13,7 @@ import typer
 from alignment.runtime import Refused, command, files
 from commands.compare.revisions import WORKSPACE, Revision
 from commands.diff import review
-from commands.diff.review import Review, Side
+from commands.diff.review import Review, Revisions
 
 
 def main(
@@ -27,7 +27,9 @@ def main(
     changed = to or [WORKSPACE]
     files.claim(out)
     try:
-        before, after = (Side(tuple(Revision.open(name) for name in dict.fromkeys(side))) for side in (base, changed))
+        before, after = (
+            Revisions(tuple(Revision.open(name) for name in dict.fromkeys(side))) for side in (base, changed)
+        )
         found = Review(before, after, points, area)
         text = found.text()
     except Refused as refusal:

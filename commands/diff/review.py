@@ -16,7 +16,7 @@ from alignment.fetching import repositories
 from alignment.reporting import tables
 from alignment.runtime import Refused
 from commands.compare import cells, page
-from commands.compare.comparison import Comparison
+from commands.compare.comparison import SideBySide
 from commands.compare.families import Family, Gate, Key
 from commands.compare.revisions import CHECKPOINTS, ROLES, Revision
 from commands.compare.variants import Variant
@@ -33,7 +33,7 @@ ONE_RUN = (
 
 
 @dataclass(frozen=True)
-class Side:
+class Revisions:
     """One side of a change.
 
     Attributes:
@@ -121,8 +121,8 @@ class Review:
         area: by how much the area of safety may.
     """
 
-    before: Side
-    after: Side
+    before: Revisions
+    after: Revisions
     points: float
     area: float
 
@@ -139,7 +139,7 @@ class Review:
         return [stage for stage, (before, after) in results.items() if before != after]
 
     @cached_property
-    def comparison(self) -> Comparison:
+    def comparison(self) -> SideBySide:
         """Of those checkpoints of both sides.
 
         Raises:
@@ -151,7 +151,7 @@ class Review:
             for stage in self.stages
             for name, side in sides.items()
         ]
-        return Comparison.of(named)
+        return SideBySide.of(named)
 
     def family(self, measures: list[str]) -> Family:
         """The differences of all checkpoints in these measures."""
@@ -232,7 +232,9 @@ class Review:
         rows = [["checkpoint", "measure", "before", "after", "change", "p", "", "gate sees"]]
         for stage, measure in family.found:
             levels = [self._level(f"{stage} {side}", measure) for side in ("before", "after")]
-            least = tables.figure(self.gate.detectable((stage, measure)), None, None, *cells.scale(measure))
+            least = tables.figure(
+                self.gate.minimum_detectable_effect((stage, measure)), None, None, *cells.scale(measure)
+            )
             said = [cells.change(family.found[stage, measure], measure), cells.p_value(family.adjusted[stage, measure])]
             rows.append([stage, self._title(measure), *levels, *said, self._mark(family, stage, measure), least])
         marked = sum(family.significant(*key) for key in family.found)

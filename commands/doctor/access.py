@@ -26,7 +26,7 @@ FORMS = (  # of `model` that are no folder
 
 
 @dataclass(frozen=True)
-class Answer:
+class SourceReply:
     """What a place said of a repository.
 
     Attributes:
@@ -43,7 +43,7 @@ class Answer:
 def check(params: Params) -> tuple[list[Finding], dict[str, int]]:
     """Whether each repository can be had, and the bytes of those whose place says."""
     try:
-        wanted, root = wanted_repositories(params), repositories._mirror(params["source"])
+        wanted, root = wanted_repositories(params), repositories.mirror_root(params["source"])
     except Refused as refusal:
         return [failure("source", str(refusal), "correct `source`, `model` or `more_benchmarks`")], {}
     if isinstance(root, Path):
@@ -143,7 +143,7 @@ def _page(repository: Repository) -> str:
     return f"{constants.ENDPOINT}/{'datasets/' if repository.host == 'dataset' else ''}{repository.name}"
 
 
-def _ask(repository: Repository, root: str | None) -> Answer:
+def _ask(repository: Repository, root: str | None) -> SourceReply:
     """Ask for a repository's files and for the head of one, which tells whether this user may have it."""
     from httpx2 import HTTPError
     from huggingface_hub import constants, get_session
@@ -159,24 +159,24 @@ def _ask(repository: Repository, root: str | None) -> Answer:
         place = download.Place(name, revision, f"GitHub ({address})")
     try:
         if place.hub:
-            return Answer(size=_ask_hub(repository, place))
+            return SourceReply(size=_ask_hub(repository, place))
         ask = get_session().get if root else get_session().head
         hf_raise_for_status(ask(f"{root}/{name}/" if root else address, timeout=ANSWER_SECONDS))
     except Refused as refusal:
-        return Answer(failure("source", str(refusal).splitlines()[0], "correct the pin, or `source`"))
+        return SourceReply(failure("source", str(refusal).splitlines()[0], "correct the pin, or `source`"))
     except HFValidationError:
         way = "correct `model` or `more_benchmarks`: owner/name, as on its page"
-        return Answer(failure("source", f"{name} is no name that a repository of the hub can have", way))
+        return SourceReply(failure("source", f"{name} is no name that a repository of the hub can have", way))
     except (HTTPError, OSError) as error:
-        status = download._status(error)
+        status = download.http_status(error)
         if status is None:
-            offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else download._brief(error, status)
+            offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else download.shortened(error, status)
             host = root or (constants.ENDPOINT if place.hub else repositories.GITHUB)
-            return Answer(unreached=f"{host} could not be reached ({offline}): this machine may be offline")
+            return SourceReply(unreached=f"{host} could not be reached ({offline}): this machine may be offline")
         # The last sentence of a refusal says what to do.
-        said, _, way = re.sub(r"\.\n", ". ", download._explain(error, status, place)).partition(". ")
-        return Answer(failure("source", said, way[:1].lower() + way[1:]))
-    return Answer(size=sum(size for size, _ in repository.stated.values()))
+        said, _, way = re.sub(r"\.\n", ". ", download.explanation(error, status, place)).partition(". ")
+        return SourceReply(failure("source", said, way[:1].lower() + way[1:]))
+    return SourceReply(size=sum(size for size, _ in repository.stated.values()))
 
 
 def _optional(repository: Repository) -> tuple[str, ...]:

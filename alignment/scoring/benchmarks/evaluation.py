@@ -69,7 +69,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Part:
+class Subtask:
     """The kept items of one lm-eval task: a whole benchmark, or one subject of MMLU.
 
     Attributes:
@@ -142,7 +142,7 @@ def _stock(task: str, subject: str) -> dict[str, Any]:
     return dict(load_yaml(definition(task, subject)))
 
 
-def items(folder: Path, task: str, limit: int | None, item_seed: int) -> list[Part]:
+def items(folder: Path, task: str, limit: int | None, item_seed: int) -> list[Subtask]:
     """The items of a task that are scored: the same for every checkpoint, more of them a superset.
 
     Args:
@@ -163,9 +163,9 @@ def items(folder: Path, task: str, limit: int | None, item_seed: int) -> list[Pa
     total = sum(map(len, rows.values()))
 
     def kept(row: dict[str, Any]) -> bool:
-        return limit is None or files.share([task, row], f"items {item_seed}") * total < limit
+        return limit is None or files.unit_hash([task, row], f"items {item_seed}") * total < limit
 
-    parts = [Part(task, subject, {i: row for i, row in enumerate(r) if kept(row)}) for subject, r in rows.items()]
+    parts = [Subtask(task, subject, {i: row for i, row in enumerate(r) if kept(row)}) for subject, r in rows.items()]
     if not any(part.rows for part in parts):
         raise Refused(
             f"{task}: the limit {limit} keeps none of the {total} items in {folder / task}; "
@@ -181,7 +181,7 @@ def scorer(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", token
     return SharedPrefix(model, tokenizer, token_budget=token_budget)
 
 
-def score_tasks(lm: "LM", parts: dict[str, list[Part]], done: Path) -> pa.Table:
+def score_tasks(lm: "LM", parts: dict[str, list[Subtask]], done: Path) -> pa.Table:
     """Score task after task, each once: what a run that was killed has scored is taken from the folder `done`.
 
     Args:
@@ -202,7 +202,7 @@ def score_tasks(lm: "LM", parts: dict[str, list[Part]], done: Path) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
 
-def score(lm: "LM", parts: Sequence[Part]) -> pa.Table:
+def score(lm: "LM", parts: Sequence[Subtask]) -> pa.Table:
     """Score the parts with lm-eval's own evaluator.
 
     Args:
@@ -232,14 +232,14 @@ def score(lm: "LM", parts: Sequence[Part]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def load(parts: Sequence[Part]) -> "dict[str, ConfigurableTask]":
+def load(parts: Sequence[Subtask]) -> "dict[str, ConfigurableTask]":
     """lm-eval's tasks over the parts' rows, zero-shot, by name; the index of a document is that of its row."""
     import datasets
     from lm_eval.tasks import TaskManager
 
     datasets.disable_progress_bars()
 
-    def config(part: Part) -> dict[str, Any]:
+    def config(part: Subtask) -> dict[str, Any]:
         stock = _stock(part.task, part.subject)
         split = scoring(part.task).split
         own = {key: value for key, value in stock.items() if key not in GROUPING}
@@ -262,7 +262,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _source(part: Part, split: str) -> Callable[..., Any]:
+def _source(part: Subtask, split: str) -> Callable[..., Any]:
     """What lm-eval calls for a task's rows: in memory, so that no cache of an older file can stand in for them."""
     from datasets import Dataset
 
@@ -297,7 +297,7 @@ def definition(task: str, subject: str) -> Path:
 
 
 def _row(
-    part: Part, document: tuple[int, dict[str, Any]], task: "ConfigurableTask", sample: dict[str, Any]
+    part: Subtask, document: tuple[int, dict[str, Any]], task: "ConfigurableTask", sample: dict[str, Any]
 ) -> dict[str, Any]:
     """One of lm-eval's samples, of a raw row and where it stands, as a row of `SCHEMA`."""
     row, raw = document
@@ -336,7 +336,7 @@ def _gold(task: "ConfigurableTask", sample: dict[str, Any], choices: list[str]) 
     return choices.index(answer) if answer in choices else int(answer)
 
 
-def _check(part: Part, rows: list[dict[str, Any]], aggregate: dict[str, Any]) -> None:
+def _check(part: Subtask, rows: list[dict[str, Any]], aggregate: dict[str, Any]) -> None:
     """Raise `AssertionError` unless the rows say what lm-eval says, item by item and in the mean."""
     assert [row["row"] for row in rows] == list(part.rows), f"{part.name}: items are missing or out of order"
     for metric, prediction in PREDICTION.items():

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from alignment.models import loading
 from alignment.runtime import Refused, processes
 from alignment.runtime.processes import no_memory
-from alignment.scoring.engine.prefix_tree import OVERHEAD, Request, Row, Span, Tree, plan, rows
+from alignment.scoring.engine.prefix_tree import OVERHEAD, PackedRow, Request, Span, Tree, plan, rows
 
 if TYPE_CHECKING:
     import torch
@@ -200,7 +200,7 @@ class Engine:
             return Launched([(request, len(tokens)) for *_, request, tokens in scored], *_read(logits, where, targets))
 
     def _inputs(
-        self, laid: list[Row], depth: int, cached: "Cache | None", shares: bool
+        self, laid: list[PackedRow], depth: int, cached: "Cache | None", shares: bool
     ) -> "tuple[torch.Tensor, dict[str, Any]]":
         """A batch's tokens, padded on the right, and what says which of them see which."""
         import torch
@@ -299,7 +299,7 @@ def _tokens_read(tree: Tree, batches: list[list[Span]]) -> int:
     return sum(map(len, prefixes)) + sum(tree.tokens(span) for batch in batches for span in batch)
 
 
-def _sees(row: Row, depth: int, longest: int) -> NDArray[np.bool_]:
+def _sees(row: PackedRow, depth: int, longest: int) -> NDArray[np.bool_]:
     """Which tokens a row's tokens see: the prefix, their ancestors, themselves; of shape (longest, depth + longest)."""
     sees = np.zeros((longest, longest), dtype=np.bool_)
     for start, end, path in row.branches:

@@ -37,7 +37,7 @@ class Span(NamedTuple):
     high: int
 
 
-class Row(NamedTuple):
+class PackedRow(NamedTuple):
     """A subtree laid out in one row.
 
     Attributes:
@@ -101,7 +101,7 @@ class Tree:
         cuts = [span.low, *(np.flatnonzero(inside == inside.min()) + span.low + 1).tolist(), span.high]
         return [Span(span.depth, low, high) for low, high in pairwise(cuts)]
 
-    def row(self, span: Span) -> Row:
+    def row(self, span: Span) -> PackedRow:
         """A span's row, laid out sequence after sequence."""
         tokens: list[int] = []
         positions: list[int] = []
@@ -115,7 +115,7 @@ class Tree:
             branches.append((start, len(tokens), path[:kept]))
             path = np.concatenate([path[:kept], np.arange(start, len(tokens))])
             paths.append(path)
-        return Row(tokens, positions, branches, paths)
+        return PackedRow(tokens, positions, branches, paths)
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:

@@ -128,13 +128,13 @@ class Scored:
         """The standard deviation of log-perplexity over the rows `members`; NaN for a single one."""
         return float(self.log_perplexity[members].std(ddof=1)) if members.sum() > 1 else math.nan
 
-    def reach(self, areas: dict[str, Statistic], seed: int) -> float:
+    def band_multiplier(self, areas: dict[str, Statistic], seed: int) -> float:
         """How many standard errors the joint band about the length-stratified areas of all groups reaches."""
         averages = [(area.members, area.estimate(self.text_keys)) for area in areas.values()]
         able = [(members, estimate) for members, estimate in averages if estimate.se > 0]
         generator = np.random.default_rng(seed)
         columns = self.log_perplexity, self.harmful, self.strata, self.text_keys
-        return permutation.reach(*columns, able, generator) if able else math.nan
+        return permutation.band_multiplier(*columns, able, generator) if able else math.nan
 
 
 def scores(sentences: pa.Table, seed: int) -> dict[str, float | int | None]:
@@ -169,7 +169,7 @@ def scores(sentences: pa.Table, seed: int) -> dict[str, float | int | None]:
         metrics[f"{name}.benign"] = int((members & ~rows.harmful).sum())
         metrics[f"{name}.texts"] = len(np.unique(rows.text_keys[members]))
     areas = {named[group]: measures["auc_len"] for group, measures in measured.items()}
-    reach = rows.reach(areas, seed)
+    reach = rows.band_multiplier(areas, seed)
     for name, area in areas.items():
         half = reach * area.estimate(rows.text_keys).se
         metrics |= _rounded(name, {"auc_len_band_low": area.value - half, "auc_len_band_high": area.value + half})
@@ -227,7 +227,7 @@ class Changes:
 
     groups: dict[str, Change]
     average: Change
-    uneven: contrasts.Uneven
+    heterogeneity: contrasts.Heterogeneity
 
 
 def changes(before: pa.Table, after: pa.Table, measure: str = "auc_len") -> Changes:
@@ -253,7 +253,7 @@ def changes(before: pa.Table, after: pa.Table, measure: str = "auc_len") -> Chan
     return Changes(
         {name: _change(difference, first) for name, difference in differences.items()},
         _change(estimates.average(defined, len(first.harmful)), first),
-        contrasts.uneven(defined, first.text_keys),
+        contrasts.heterogeneity(defined, first.text_keys),
     )
 
 

@@ -139,7 +139,7 @@ def choose(sentences: list[Sentence], limit: int, item_seed: int) -> list[Senten
 
     def kept(sentence: Sentence) -> bool:
         content = [sentence.text, sentence.groups, sentence.id]
-        return files.share(content, f"safety {item_seed}") * len(sentences) < limit
+        return files.unit_hash(content, f"safety {item_seed}") * len(sentences) < limit
 
     chosen = [sentence for sentence in sentences if kept(sentence)]
     if not chosen:
