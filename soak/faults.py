@@ -104,7 +104,7 @@ def kills(clone: Clone, stages: Sequence[str], each: int, least: int, seed: int)
     """
     draw, outcome, hit, met = random.Random(seed), Outcome("kills"), Counter[str](), Counter[str]()
     usual = _undisturbed(clone, stages, outcome)
-    longest, cured = 0.0, 0
+    longest, named = 0.0, 0
     while outcome.tried < least and not outcome.wrong:
         clone.forget(stages)
         left = dict.fromkeys(stages, each)
@@ -123,13 +123,13 @@ def kills(clone: Clone, stages: Sequence[str], each: int, least: int, seed: int)
                 seconds, orphans = _ended(clone)
                 longest = max(longest, seconds)
                 outcome.wrong += [*orphans, *(f"after a kill, {text}" for text in clone.wrong(absent=True))]
-            cured += _cured(clone)
+            named += cured(clone)
         outcome.wrong += clone.wrong(absent=False)
     by = ", ".join(f"{stage} {count}" for stage, count in sorted(hit.items()))
     whom = ", ".join(f"{name} {met[name]}" for name in TARGETS)
     outcome.remarks = (
         f"killed: {whom}; at work: {by}; the last process ended at most {longest:.1f} s later; "
-        f"{cured} files of DVC's that `make doctor` had to name"
+        f"{named} files of DVC's that `make doctor` had to name"
     )
     return outcome
 
@@ -197,13 +197,15 @@ def _ended(clone: Clone) -> tuple[float, list[str]]:
     return time.monotonic() - start, found
 
 
-def _cured(clone: Clone) -> int:
-    """Do what `make doctor` says of what the next DVC would stop at; how often there was something."""
+def cured(clone: Clone) -> int:
+    """Do what `make doctor` says of what the next DVC would stop at, and return how often there was something."""
     with contextlib.chdir(clone.folder):
         found = [*checkout.recorded(), *checkout.locks(Path(".dvc/tmp"))]
         failures = [one for one in found if one.level is Level.failure]
         for failure in failures:
-            subprocess.run(shlex.split(failure.next.partition(",")[0]), check=True)
+            command = re.match(r"`([^`]+)`|[^,]+", failure.next)
+            assert command, failure
+            subprocess.run(["bash", "-c", command[1] or command[0]], check=True)
     return len(failures)
 
 
@@ -269,13 +271,13 @@ def disk(clone: Clone, places: Sequence[tuple[str, str]]) -> Outcome:
             outcome.wrong += [f"{where} left {path}" for path in clone.folder.rglob(".*.partial")]
             others = [text for text in clone.wrong(absent=False) if not text.startswith(f"{stage}: ")]
             outcome.wrong += [f"{where}: {text}" for text in others]
-            cured = _cured(clone)
+            named = cured(clone)
             room(1 << 28)
             if clone.repro([stage]) == 0 and not clone.wrong(absent=False):
                 outcome.recovered += 1
             else:
                 outcome.wrong.append(f"{where} did not go on when there was room: {_tail(clone.printed())}")
-            outcome.remarks += f"{stage} in {place}: {cured} files of DVC's; " if cured else ""
+            outcome.remarks += f"{stage} in {place}: {named} files of DVC's; " if named else ""
     outcome.remarks += "; ".join(f"refused by {who} {count}" for who, count in said.items())
     return outcome
 

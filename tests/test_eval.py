@@ -121,14 +121,14 @@ def ended(started: "subprocess.Popen[str]") -> str:
 
 
 def test_two_processes_write_what_one_writes(tiny: Path, folder: Path, tmp_path: Path) -> None:
-    ended(process(tiny, folder, tmp_path / "one"))
+    run(tiny, tiny, folder, tmp_path / "one")
     assert "2 processes" in ended(process(tiny, folder, tmp_path / "two", *pipeline.several(2)))
     for name in ("items.parquet", "answers.jsonl", "metrics.json"):
         assert files.sha256(tmp_path / "one" / name) == files.sha256(tmp_path / "two" / name)
 
 
 def test_killed_between_tasks_it_goes_on_and_ends_with_the_same_bytes(tiny: Path, folder: Path, tmp_path: Path) -> None:
-    ended(process(tiny, folder, tmp_path / "whole"))
+    run(tiny, tiny, folder, tmp_path / "whole")
     killed = tmp_path / "killed"
     started = process(tiny, folder, killed)
     deadline = time.monotonic() + 120

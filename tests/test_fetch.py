@@ -12,7 +12,7 @@ from alignment.corpora import Repository
 from alignment.fetching import pins
 from alignment.runtime import files
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def fetch(what: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

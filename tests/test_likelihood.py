@@ -498,26 +498,21 @@ world.destroy_process_group()
 """
 
 
-def in_processes(count: int, tiny: Path, out: Path) -> tuple[list[str], list[int]]:
-    """The scores that each of some processes got, and how many forward passes each ran."""
-    out.mkdir()
-    (out / "requests.json").write_text(json.dumps(nested(0)))
-    (out / "script.py").write_text(PROCESS)
-    launch = pipeline.several(count) if count > 1 else [sys.executable]
-    command = [*launch, str(out / "script.py"), str(tiny), str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    scores = [(out / f"scores.{index}").read_text() for index in range(count)]
-    return scores, [int((out / f"passes.{index}").read_text()) for index in range(count)]
-
-
 def test_two_processes_share_the_work_and_give_the_same_digits_as_one(tiny: Path, tmp_path: Path) -> None:
-    (alone,), (all_passes,) = in_processes(1, tiny, tmp_path / "one")
-    scores, passes = in_processes(2, tiny, tmp_path / "two")
-    assert alone.count("Score(") == len(nested(0))
-    assert scores == [alone, alone]
-    assert all(0.3 * all_passes < count < 0.8 * all_passes for count in passes)
+    requests, passes = nested(0), []
+    model = loading.load_base(tiny, loading.Dtype.float32, "cpu")
+    model.register_forward_hook(lambda *_: passes.append(1))
+    alone = Engine(model, 256).score([Request(*pair) for pair in requests])
+    (tmp_path / "requests.json").write_text(json.dumps(requests))
+    (tmp_path / "script.py").write_text(PROCESS)
+    command = [*pipeline.several(2), str(tmp_path / "script.py"), str(tiny), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert len(alone) == len(requests)
+    for process in range(2):
+        assert (tmp_path / f"scores.{process}").read_text() == repr(alone)
+        assert 0.3 * len(passes) < int((tmp_path / f"passes.{process}").read_text()) < 0.8 * len(passes)
 
 
 def test_the_progress_bar_counts_items(model: PreTrainedModel, capsys: pytest.CaptureFixture[str]) -> None:

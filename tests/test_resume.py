@@ -419,10 +419,12 @@ def test_a_checkpoint_of_other_inputs_is_never_picked_up(
 
 
 @pytest.fixture(scope="module")
-def alone(sampled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """Runs of both stages by one process, at the same time, to their ends."""
+def alone(sampled: Path, tmp_path_factory: pytest.TempPathFactory, soak: bool) -> dict[str, Run]:
+    """Runs by one process, of both stages in the soak, at the same time, to their ends."""
     folder = tmp_path_factory.mktemp("alone")
-    runs = {stage: Run(folder / stage, stage, ALONE, UNEVEN).prepare(sampled) for stage in OUTPUTS}
+    runs = {
+        stage: Run(folder / stage, stage, ALONE, UNEVEN).prepare(sampled) for stage in (OUTPUTS if soak else ["dpo"])
+    }
     with ThreadPoolExecutor() as pool:
         list(pool.map(Run.end, runs.values()))
     return runs
@@ -456,15 +458,14 @@ def test_several_processes_train_what_one_trains_and_the_same_bytes_every_time(
         list(pool.map(lambda job: job[0](job[1]), jobs))
 
 
-@pytest.mark.parametrize("stage", OUTPUTS)
 def test_under_fsdp_a_run_trains_what_one_process_trains_goes_on_and_has_the_same_bytes_every_time(
-    stage: str, run: Callable[..., Run], alone: dict[str, Run], soak: bool
+    run: Callable[..., Run], alone: dict[str, Run]
 ) -> None:
-    many, again = (run(f"fsdp {stage} {name}", stage, **UNEVEN) for name in ("many", "again"))
-    config = ["--config_file", str(pipeline.ROOT / "launch/fsdp.yaml")]
-    many.launch = again.launch = [*pipeline.LAUNCH, *config, str(pipeline.ROOT / "tests/fsdp.py")]
-    _same_training(alone[stage], many, stage)
-    if stage == "dpo" or soak:  # which has SFT's adapter besides its own
+    for stage in alone:  # DPO has SFT's adapter besides its own
+        many, again = (run(f"fsdp {stage} {name}", stage, **UNEVEN) for name in ("many", "again"))
+        config = ["--config_file", str(pipeline.ROOT / "launch/fsdp.yaml")]
+        many.launch = again.launch = [*pipeline.LAUNCH, *config, str(pipeline.ROOT / "tests/fsdp.py")]
+        _same_training(alone[stage], many, stage)
         _stopped(again, signal.SIGTERM, *PARENT)
         assert list(again.folder.glob("state/*/checkpoint-*/pytorch_model_fsdp.bin")), "FSDP's own, so it is FSDP"
         _goes_on(again, many)
