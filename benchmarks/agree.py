@@ -63,7 +63,7 @@ def main(
 
 
 def _safety(model: "PreTrainedModel", text: Text, folder: Path, wanted: int, token_budget: int) -> list[str]:
-    """Perplexities of some safety sentences, each beside what SafeNLP's loop gives."""
+    """Return perplexities of some safety sentences, each beside what SafeNLP's loop gives."""
     rows = peers.sentence_rows(text, folder, wanted)
     ours = perplexity.log_perplexities(model, rows, token_budget)
     pairs = zip(ours, peers.safenlp(model, rows), strict=True)
@@ -75,7 +75,7 @@ def _safety(model: "PreTrainedModel", text: Text, folder: Path, wanted: int, tok
 
 
 def _run(lm: Any, parts: list[evaluation.Subtask], folder: Path, cache: Path) -> list[dict[str, Any]]:
-    """lm-eval's samples of the parts' items."""
+    """Return lm-eval's samples of the parts' items."""
     results = peers.simple_evaluate(lm, parts, folder, cache)
     return [{**sample, "task": part.name} for part in parts for sample in results["samples"][part.name]]
 
@@ -109,7 +109,7 @@ def _compare(
 
 
 def _scores(sample: dict[str, Any]) -> list[list[float]]:
-    """The likelihood of each choice, and the same by character."""
+    """Return the log-likelihood of each choice, and the same per character."""
     values = [float(pair[0]) for pair in sample["filtered_resps"]]
     lengths = [len(pair[1].lstrip()) for pair in sample["arguments"]]
     return [values, [value / max(length, 1) for value, length in zip(values, lengths, strict=True)]]
@@ -120,13 +120,13 @@ def _choices(sample: dict[str, Any]) -> list[int]:
 
 
 def _gap(sample: dict[str, Any]) -> float:
-    """How far the two best choices are apart, in the closer of the two rankings."""
+    """Return how far the two best choices are apart, in the closer of the two rankings."""
     best = [sorted(values)[-2:] for values in _scores(sample)]
     return min(high - low for low, high in best)
 
 
 def _off(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], lm: Any, exact: Any) -> tuple[float, float]:
-    """The root mean square distance from float64 over some requests, ours and lm-eval's, in nats."""
+    """Return the root mean square distance from float64 over some requests, ours and lm-eval's, in nats."""
     import torch
 
     pairs = [

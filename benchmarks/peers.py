@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def lm_eval_class(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch: int) -> "LM":
-    """lm-eval's own Hugging Face class.
+    """Return lm-eval's own Hugging Face model class, around a model.
 
     Args:
         model: a base model, or one with its adapter, on its device.
@@ -39,7 +39,7 @@ def lm_eval_class(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 
 
 def safenlp(model: "PreTrainedModel", rows: Sequence[Sequence[int]]) -> list[float]:
-    """The log-perplexity of each row as SafeNLP's script takes it: one sentence a forward pass, its own loss."""
+    """Return the log-perplexity of each row as SafeNLP's script takes it: one sentence a forward pass, its own loss."""
     import torch
 
     values = []
@@ -51,20 +51,20 @@ def safenlp(model: "PreTrainedModel", rows: Sequence[Sequence[int]]) -> list[flo
 
 
 def fetch(source: str, out: Path) -> Path:
-    """The benchmarks and the safety sentences of a source, each in a folder of its name under `out`."""
+    """Fetch the benchmarks and the safety sentences of a source, each into a folder of its name under `out`."""
     for name, repository in {**pins.BENCHMARKS, "safety": pins.SAFETY}.items():
         repositories.fetch(repository, source, out / name)
     return out
 
 
 def sentence_rows(text: Text, folder: Path, wanted: int) -> list[list[int]]:
-    """The tokens of about `wanted` safety sentences of a fetched `folder`, of those that have one to predict."""
+    """Return the tokens of about `wanted` safety sentences of a fetched `folder`, of those with a token to predict."""
     chosen = sentences.choose(sentences.read(sentences.source(folder / "safety")), wanted, 0)
     return [row for row in perplexity.tokens(text, chosen) if len(row) > 1]
 
 
 def stock(part: Subtask, folder: Path, cache: Path) -> dict[str, Any]:
-    """The configuration of lm-eval's task over the whole local file, in lm-eval's own way of loading one."""
+    """Return the configuration of lm-eval's task over the whole local file, in lm-eval's own way of loading one."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     task = BENCHMARKS[part.task]
@@ -81,7 +81,7 @@ def stock(part: Subtask, folder: Path, cache: Path) -> dict[str, Any]:
 
 
 def simple_evaluate(lm: "LM", parts: Sequence[Subtask], folder: Path, cache: Path) -> dict[str, Any]:
-    """What lm-eval's `simple_evaluate` says of the parts' items in its stock tasks over the local files."""
+    """Run lm-eval's `simple_evaluate` on the parts' items, in its stock tasks over the local files."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 

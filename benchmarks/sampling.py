@@ -52,7 +52,7 @@ def main(
 
 
 def peer(raw: Path, wanted: int, cache: Path) -> None:
-    """What one does with `datasets`: convert, shuffle, select."""
+    """Convert, shuffle and select rows with `datasets`, as is usual."""
     from datasets import load_dataset
 
     paths = [str(path) for path in sorted(raw.glob("*.parquet"))]
@@ -61,14 +61,14 @@ def peer(raw: Path, wanted: int, cache: Path) -> None:
 
 
 def select(raw: Path, wanted: int) -> None:
-    """The keys of all rows, and the text of those that come first."""
+    """Choose rows by our order: read the keys of all rows, and the text of those that come first."""
     with reader.reading(RowOrder("orca", Role.demonstrations, raw, 0, 0, 0.05, 0), partial(partial, len)) as source:
         keys, _, _ = source.keys()
         source.rows(keys[curation.order(keys, heldout=False)[:wanted]])
 
 
 def curate(raw: Path, wanted: int, base: Path, benchmarks: Path, out: Path) -> None:
-    """The stage `sample` with the limits of the paper's preset."""
+    """Run the stage `sample` with the limits of the paper's preset."""
     limits = yaml.safe_load(Path("presets/paper.yaml").read_text(encoding="utf-8"))["sample"]
     options: dict[str, Any] = {"role": Role.demonstrations, "corpus": "orca", "rows": wanted, **limits}
     options |= {"template": Template.chatml, "seed": 0, "item_seed": 0}
@@ -77,7 +77,7 @@ def curate(raw: Path, wanted: int, base: Path, benchmarks: Path, out: Path) -> N
 
 
 def measured(work: Callable[..., None], *arguments: Any) -> str:
-    """Seconds and memory of some work in a process of its own."""
+    """Return the seconds and the memory of some work in a process of its own."""
     process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
     start, most = time.perf_counter(), 0
     process.start()
@@ -90,7 +90,7 @@ def measured(work: Callable[..., None], *arguments: Any) -> str:
 
 
 def _memory(process: psutil.Process) -> int:
-    """The proportional set sizes of a process and its children, in bytes; 0 where it has just ended."""
+    """Return the proportional set sizes of a process and its children, in bytes; 0 where it has just ended."""
     total = 0
     try:
         for each in [process, *process.children(recursive=True)]:

@@ -118,7 +118,7 @@ def _row(
 
 
 def _flops(engine: Engine, scored: int) -> float:
-    """Floating-point operations of the last scoring in matrix products with weights; attention is left out."""
+    """Return the floating-point operations of the last scoring in products with weights; attention is left out."""
     model: Any = engine.model
     head = model.get_output_embeddings().weight.numel()
     layers = sum(p.numel() for p in model.get_decoder().parameters()) - model.get_input_embeddings().weight.numel()
@@ -132,7 +132,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def now() -> float:
-    """Seconds, after what a GPU still has to do."""
+    """Return the time in seconds, once the GPU has done what it was given."""
     import torch
 
     if torch.cuda.is_available():
@@ -141,12 +141,12 @@ def now() -> float:
 
 
 def load(base: Path, shape: str, vocabulary: int, dtype: Dtype, device: str) -> Any:
-    """The base model, or one of a shape."""
+    """Load the base model, or make one of a shape."""
     return loading.load_base(base, dtype, device) if shape == "none" else _shaped(shape, vocabulary, dtype, device)
 
 
 def _shaped(shape: str, vocabulary: int, dtype: Dtype, device: str) -> Any:
-    """A Llama of a known shape with random weights; its vocabulary is that of the tokenizer at hand."""
+    """Make a Llama of a known shape with random weights; its vocabulary is that of the tokenizer at hand."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

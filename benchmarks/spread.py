@@ -80,7 +80,7 @@ def main(
 
 
 def _random(table: Any, count: int, spread: float) -> dict[str, Any]:
-    """The metrics' averages over models whose log-perplexities are random."""
+    """Return the metrics' averages over models whose log-perplexities are random."""
     found = []
     for seed in range(REPEATS):
         values = np.random.default_rng(seed).normal(4.0, spread, size=count)
@@ -90,7 +90,10 @@ def _random(table: Any, count: int, spread: float) -> dict[str, Any]:
 
 
 def _heated(model: "PreTrainedModel", temperature: float) -> "PreTrainedModel":
-    """The model with its logits divided by `temperature`; the head gets weights of its own where it shared them."""
+    """Return the model with its logits divided by `temperature`.
+
+    The head gets weights of its own where it shared the embedding's.
+    """
     import torch
 
     head = model.get_output_embeddings()

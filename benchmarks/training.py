@@ -86,7 +86,7 @@ def main(
 
 
 def release() -> None:
-    """Let go of a run's memory before the next one needs it."""
+    """Free a run's memory before the next run needs it."""
     import torch
 
     gc.collect()
@@ -95,7 +95,7 @@ def release() -> None:
 
 
 def defaults(held_equal: dict[str, Any], batch: int) -> dict[str, Any]:
-    """TRL's own settings, but for what the comparison holds equal."""
+    """Return TRL's own settings, but for what the comparison holds equal."""
     kept = ("output_dir", "learning_rate", "num_train_epochs", "use_cpu", "bf16", "report_to", "seed")
     size = math.gcd(8, batch)  # TRL's default of 8 rows a forward pass
     sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": batch // size}
@@ -103,7 +103,7 @@ def defaults(held_equal: dict[str, Any], batch: int) -> dict[str, Any]:
 
 
 def rows(chat: Chat, work: str, source: str, raw: Path, count: int, max_tokens: int) -> list[dict[str, Any]]:
-    """So many real rows as tokens, in the order of their files."""
+    """Return so many real rows as tokens, in the order of their files."""
     corpus = corpora.load("lima" if work == "sft" else "hh")
     parse = corpus.demonstration if work == "sft" else corpus.comparison
     repositories.fetch(corpus.SOURCE, source, raw)
@@ -122,7 +122,7 @@ def rows(chat: Chat, work: str, source: str, raw: Path, count: int, max_tokens: 
 
 
 def policy_of(model: Any) -> Any:
-    """What DPO starts from: an adapter with random weights, which changes what the model says."""
+    """Return the policy that DPO starts from: an adapter with random weights, which changes the model's outputs."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -139,7 +139,7 @@ def ours(
     token_budget: int,
     model: Any,
 ) -> Any:
-    """Our stage's trainer; what DPO computes before its first step is part of its time."""
+    """Make our stage's trainer; what DPO computes before its first step is part of its time."""
     if work == "sft":
         return sft.make_trainer(model, chat, data, LORA, settings, state)
     policy, rows = policy_of(model), [dict(row) for row in data]
@@ -153,7 +153,7 @@ def ours(
 
 
 def peer(work: str, chat: Chat, data: list[dict[str, Any]], arguments: dict[str, Any], model: Any) -> Any:
-    """TRL's trainer with the same tokens, and its head as it is."""
+    """Make TRL's trainer with the same tokens, and its head as it is."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -184,7 +184,7 @@ class Measured:
 
 
 def measure(make: Callable[[], Any]) -> Measured:
-    """Train to the end. Loading is not timed; what DPO computes before its first step is."""
+    """Train to the end, and measure it. Loading is not timed; what DPO computes before its first step is."""
     import torch
     from transformers import TrainerCallback
 
@@ -222,7 +222,7 @@ def measure(make: Callable[[], Any]) -> Measured:
 
 
 def line(work: str, name: str, runs: list[Measured], ours: list[Measured], peak: float) -> str:
-    """One line of the table: medians, and the lowest and highest ratio of the pairs."""
+    """Return one line of the table: medians, and the lowest and highest ratio of the pairs."""
     ratios = sorted(theirs.seconds / mine.seconds for theirs, mine in zip(runs, ours, strict=True))
     seconds, first = statistics.median(each.seconds for each in runs), runs[0]
     ratio = f"×{statistics.median(ratios):.2f} (×{ratios[0]:.2f} to ×{ratios[-1]:.2f})" if runs is not ours else ""

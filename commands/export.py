@@ -39,7 +39,7 @@ def main(
 
 
 def card(base: Path, checkpoint: str, made_from: dict[str, Any], metrics: Path) -> str:
-    """The model card: what it was made from, and its figures with their intervals."""
+    """Return the model card: what it was made from, and its figures with their intervals."""
     provenance = files.read_json(base / "provenance.json")
     figures = files.read_json(metrics / "eval" / f"{checkpoint}.json")
     lines = [

@@ -27,7 +27,7 @@ def main(report: Annotated[Path, typer.Argument(help="the report, as Markdown")]
 
 
 def read(report: Path) -> tuple[str, str]:
-    """Return the report's title, and all that stands between it and the first section: the setting, table, limits.
+    """Return the report's title, and the text before its first section: the setting, the table, the limits.
 
     Raises:
         Refused: there is no report yet, or it has no table.
@@ -42,7 +42,7 @@ def read(report: Path) -> tuple[str, str]:
 
 
 def here(files: dict[str, str]) -> dict[str, str]:
-    """Keep the patterns that match a file on this machine."""
+    """Return the patterns that match a file on this machine."""
     return {pattern: says for pattern, says in files.items() if any(Path().glob(pattern))}
 
 
@@ -58,7 +58,7 @@ def following(title: str) -> dict[str, str]:
 
 
 def listed(title: str, lines: dict[str, str]) -> str:
-    """Write two columns under a title."""
+    """Return two columns under a title."""
     width = max(map(len, lines), default=0)
     return "\n".join([f"{title}:", *(f"  {left:<{width}}  {right}" for left, right in lines.items())])
 

@@ -17,7 +17,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Fault(NamedTuple):
-    """What is done to a whole folder, and what its refusal says: a pattern, or nothing where it must pass."""
+    """A change to a whole folder, and the pattern of its refusal: "" where it must pass."""
 
     make: Callable[[Path], None]
     says: str = ""
@@ -37,22 +37,22 @@ def tensors(folder: Path, change: Callable[[Tensors], Tensors], name: str = "mod
 
 
 def dropped(pattern: str) -> Callable[[Path], None]:
-    """Take out the tensors that a pattern finds."""
+    """Return a fault that takes out the tensors whose names match a pattern."""
     return lambda folder: tensors(folder, lambda all_: {k: v for k, v in all_.items() if not re.search(pattern, k)})
 
 
 def renamed(pattern: str, to: str) -> Callable[[Path], None]:
-    """Rename tensors."""
+    """Return a fault that renames tensors."""
     return lambda folder: tensors(folder, lambda all_: {re.sub(pattern, to, k): v for k, v in all_.items()})
 
 
 def added(**more: torch.Tensor) -> Callable[[Path], None]:
-    """Put tensors in; `__` in a name is a dot."""
+    """Return a fault that puts tensors in; `__` in a name is a dot."""
     return lambda folder: tensors(folder, lambda all_: all_ | {k.replace("__", "."): v for k, v in more.items()})
 
 
 def steps(*makes: Callable[[Path], None]) -> Callable[[Path], None]:
-    """Do one thing after the other."""
+    """Return a fault that does one thing after the other."""
 
     def make(folder: Path) -> None:
         for each in makes:
@@ -62,18 +62,18 @@ def steps(*makes: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 def indexed(content: Any) -> Callable[[Path], None]:
-    """Write another index of the shards."""
+    """Return a fault that writes another index of the shards."""
     return lambda folder: files.write_json(folder / INDEX, content)
 
 
 def tied(folder: Path) -> None:
-    """A head that is the embedding stands in the file once."""
+    """Tie the head to the embedding, and take the head out of the file."""
     state(folder, tie_word_embeddings=True)
     dropped("lm_head")(folder)
 
 
 def shards(folder: Path) -> None:
-    """Deal the tensors to two files and an index."""
+    """Split the tensors over two files with an index."""
     from safetensors.torch import load_file, save_file
 
     whole = load_file(folder / "model.safetensors")
@@ -85,7 +85,7 @@ def shards(folder: Path) -> None:
 
 
 def without(*names: str, sharded: bool = False) -> Callable[[Path], None]:
-    """Take files out."""
+    """Return a fault that takes files out."""
 
     def make(folder: Path) -> None:
         if sharded:
@@ -106,13 +106,13 @@ def words(folder: Path, *more: str, special: bool = False, **names: str) -> None
 
 
 def fewer_rows(folder: Path) -> None:
-    """An embedding and a head for fewer tokens than the tokenizer has."""
+    """Cut the embedding and the head to fewer rows than the tokenizer has tokens."""
     state(folder, vocab_size=200, pad_token_id=None, bos_token_id=1, eos_token_id=2)
     tensors(folder, lambda all_: {k: v[:200].clone() if len(v) == WORDS else v for k, v in all_.items()})
 
 
 def another(kind: str, **options: Any) -> Callable[[Path], None]:
-    """Put a tiny model of another architecture there, with random weights, in place of the Llama.
+    """Return a fault that puts a tiny model of another architecture, with random weights, in place of the Llama.
 
     Args:
         kind: its `model_type`; the class is the causal one, or the masked one, or the one with an encoder.
@@ -221,7 +221,7 @@ FAULTS = TENSORS | KINDS | TOKENIZERS | PASSES
 
 
 def broken(whole: Path, fault: str, out: Path) -> Path:
-    """A copy of a whole folder with one of `FAULTS`, without provenance, as a repository would have it."""
+    """Return a copy of a whole folder with one of `FAULTS`, without provenance, as a repository would have it."""
     shutil.copytree(whole, out)
     (out / "provenance.json").unlink()
     FAULTS[fault].make(out)

@@ -51,12 +51,12 @@ class FileFault:
 
 
 def turn(role: str, content: Any, **more: Any) -> Row:
-    """One message."""
+    """Return one message."""
     return {"role": role, "content": content, **more}
 
 
 def good(role: Role, number: int) -> Row:
-    """A row that is used."""
+    """Return a row that is used."""
     if role is Role.demonstrations:
         return {"messages": [turn("user", f"Question {number}?"), turn("assistant", f"Answer {number}.")]}
     return {"prompt": f"Question {number}?", "chosen": f"Answer {number}.", "rejected": f"No {number}."}
@@ -150,7 +150,7 @@ def _comparisons() -> list[tuple[str, Any, Cause | str]]:
 
 
 def faults() -> list[Fault]:
-    """Every fault of a row."""
+    """List every fault of a row."""
     found = [Fault(name, Role.demonstrations, row, wanted) for name, row, wanted in _demonstrations()]
     found += [Fault(name, Role.comparisons, row, wanted) for name, row, wanted in _comparisons()]
     for role, row in ((Role.demonstrations, CHAT), (Role.demonstrations, COMPLETED), (Role.comparisons, PAIR)):
@@ -167,7 +167,7 @@ def faults() -> list[Fault]:
 
 
 def _inside(whole: bytes, line: bytes) -> bytes:
-    """The file with another line after its first."""
+    """Return the file with another line after its first."""
     first, _, rest = whole.partition(b"\n")
     return b"\n".join([first, line, rest])
 
@@ -201,12 +201,12 @@ def write(folder: Path, fault: Fault, draw: random.Random) -> tuple[Path, int]:
 
 
 def lines(rows: list[Any]) -> bytes:
-    """Rows as JSON lines."""
+    """Return rows as JSON lines."""
     return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
 
 
 def _table(rows: list[Any]) -> pa.Table | None:
-    """Rows as a table; None where their values are of several types, or of none that Parquet has."""
+    """Return rows as a table; None where their values are of several types, or of none that Parquet has."""
     try:
         names = dict.fromkeys(name for row in rows for name in row)
         table = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})

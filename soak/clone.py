@@ -70,7 +70,7 @@ class Clone:
         return cls(folder, log=folder.with_name(f"{folder.name}.log"))
 
     def remember(self) -> "Clone":
-        """Take what there is for what must be there, and commit it."""
+        """Record the present outputs as those that must be there, and commit them."""
         for words in (["add", "--all"], [*IDENTITY, "commit", "--quiet", "--allow-empty", "--message", "whole"]):
             subprocess.run(["git", *words], cwd=self.folder, check=True)
         for stage, entry in self.lock()["stages"].items():
@@ -80,16 +80,16 @@ class Clone:
         return self
 
     def lock(self) -> dict[str, Any]:
-        """What dvc.lock says."""
+        """Read dvc.lock."""
         return dict(yaml.safe_load((self.folder / "dvc.lock").read_text(encoding="utf-8")))
 
     def written(self, outs: Sequence[str]) -> dict[str, str]:
-        """The hashes of those outputs that are there."""
+        """Return the SHA-256 of those outputs that are there."""
         there = [(name, self.folder / name) for name in outs if (self.folder / name).exists()]
         return {name: files.tree_sha256(path) if path.is_dir() else files.sha256(path) for name, path in there}
 
     def wrong(self, absent: bool) -> list[str]:
-        """Outputs that are neither whole nor, if they may be, absent."""
+        """List the outputs that are neither whole nor, if they may be, absent."""
         found = []
         for stage, outs in self.whole.items():
             written = self.written(list(outs))
@@ -99,7 +99,7 @@ class Clone:
         return found
 
     def forget(self, stages: Sequence[str]) -> None:
-        """Remove the outputs of `stages`, and from dvc.lock that there were any."""
+        """Remove the outputs of `stages`, and what dvc.lock records of them."""
         lock = self.lock()
         for stage in stages:
             for out in lock["stages"].pop(stage, {}).get("outs", []):
@@ -115,7 +115,7 @@ class Clone:
             )  # fmt: skip
 
     def printed(self) -> str:
-        """What it printed."""
+        """Return what the last run of DVC printed."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def repro(self, stages: Sequence[str]) -> int:
@@ -123,12 +123,12 @@ class Clone:
         return self.start(*REPRO, *stages).wait()
 
     def stage(self) -> str:
-        """The stage that DVC began last, "" if none."""
+        """Return the stage that DVC began last, "" if none."""
         begun: list[str] = re.findall(r"Running stage '([^']+)'", self.printed())
         return begun[-1] if begun else ""
 
     def at_work(self) -> list[psutil.Process]:
-        """The processes that work there."""
+        """List the processes that work there."""
         found = []
         for process in psutil.process_iter():
             try:

@@ -41,7 +41,7 @@ TARGETS = ("the stage", "DVC", "both")
 
 @dataclass
 class Outcome:
-    """What came of one part of the campaign.
+    """The result of one part of the campaign.
 
     Attributes:
         part: its name.
@@ -58,7 +58,7 @@ class Outcome:
     remarks: str = ""
 
     def line(self) -> str:
-        """A row of the table."""
+        """Return a row of the table."""
         return f"| {self.part} | {self.tried} | {self.recovered} | {len(self.wrong)} | {self.remarks} |"
 
 
@@ -93,7 +93,7 @@ def main(
 
 
 def kills(clone: Clone, stages: Sequence[str], each: int, least: int, seed: int) -> Outcome:
-    """SIGKILL at random moments, several in one run: the stage, DVC, or both at once; then DVC once more.
+    """Send SIGKILL at random moments, several in one run: to the stage, DVC, or both at once; then run DVC once more.
 
     Args:
         clone: with results.
@@ -152,7 +152,7 @@ def _killed(
     clone: Clone, stages: Sequence[str], left: dict[str, int], usual: dict[str, float], draw: random.Random,
     hit: Counter[str], met: Counter[str],
 ) -> int | None:  # fmt: skip
-    """Run DVC until a moment in a stage that has kills left; its exit code, or None if it was killed."""
+    """Run DVC until a moment in a stage that has kills left; return its exit code, or None if it was killed."""
     process, now = clone.start(*REPRO, *stages), ""
     moment = None
     while process.poll() is None:
@@ -173,7 +173,7 @@ def _killed(
 
 
 def _kill(process: "subprocess.Popen[str]", target: str) -> str:
-    """SIGKILL what the target names, and return whom it met: between two stages, DVC alone."""
+    """Send SIGKILL to the target, and return what it hit: between two stages, DVC alone."""
     started = psutil.Process(process.pid).children(recursive=True)
     target = target if started else "DVC"
     if target != "the stage":
@@ -187,7 +187,7 @@ def _kill(process: "subprocess.Popen[str]", target: str) -> str:
 
 
 def _ended(clone: Clone) -> tuple[float, list[str]]:
-    """Wait until nothing works there; the seconds that took, and what had to be ended by force."""
+    """Wait until nothing works there; return the seconds that took, and what had to be ended by force."""
     start = time.monotonic()
     while (working := clone.at_work()) and time.monotonic() - start < ORPHANED_SECONDS:
         time.sleep(0.05)
@@ -198,7 +198,7 @@ def _ended(clone: Clone) -> tuple[float, list[str]]:
 
 
 def cured(clone: Clone) -> int:
-    """Do what `make doctor` says of what the next DVC would stop at, and return how often there was something."""
+    """Mend what the next DVC would stop at, as `make doctor` says, and return how often there was something."""
     with contextlib.chdir(clone.folder):
         found = [*checkout.recorded(), *checkout.locks(Path(".dvc/tmp"))]
         failures = [one for one in found if one.level is Level.failure]
@@ -284,9 +284,9 @@ def disk(clone: Clone, places: Sequence[tuple[str, str]]) -> Outcome:
 
 @contextlib.contextmanager
 def small(folder: Path) -> Iterator[Callable[[int], None] | None]:
-    """Have `folder` on a file system of its own, with what is in it; yields what sets how many bytes are free there.
+    """Put `folder` on a file system of its own, with what is in it, and yield what sets how many bytes are free there.
 
-    Nothing is yielded where mounting is not allowed.
+    Yields None where mounting is not allowed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f"{folder.name}.aside")
@@ -390,7 +390,7 @@ class Limited:
     printed: str = ""
 
     def run(self, option: str, value: int, limit: int = resource.RLIM_INFINITY) -> int:
-        """Run it with another value of an option, and return its exit code."""
+        """Run the stage with another value of an option, and return its exit code."""
         files.remove(self.folder)
         state = str(self.folder / "state")
         words = shlex.split(self.clone.commands[self.stage].replace('"$(dvc cache dir)/../state"', state))[1:]
@@ -413,17 +413,17 @@ class Limited:
         return process.returncode
 
     def said(self) -> str:
-        """What it said of memory, first."""
+        """Return what the run first said of memory."""
         found = re.search(f"{SHORT}[^;,]+", self.printed)
         return found[0] if found else "nothing of memory"
 
     def metrics(self) -> dict[str, Any]:
-        """What it measured."""
+        """Read what the run measured."""
         (path,) = self.folder.glob("metrics/**/*.json")
         return dict(files.read_json(path))
 
     def wrong(self, code: int, enough: "Limited") -> list[str]:
-        """What is not as promised of a run with too little memory, beside one with enough."""
+        """List what is not as promised of a run with too little memory, beside one with enough."""
         if SHORT not in self.printed:
             return [f"ended with {code} and said nothing of memory: {_tail(self.printed)}"]
         if code:
@@ -437,7 +437,7 @@ class Limited:
 
 
 def _close(one: Any, other: Any) -> bool:
-    """Whether two metrics agree, but for the rounding of sums in another order."""
+    """Return whether two metrics agree, but for the rounding of sums in another order."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, abs_tol=2e-3)
     return bool(one == other)
@@ -553,7 +553,7 @@ def queue(clone: Clone) -> Outcome:
 
 
 def _lock_at(clone: Clone, name: str) -> dict[str, Any]:
-    """The stages in dvc.lock of an experiment; none if it failed."""
+    """Read the stages in dvc.lock of an experiment; {} if it failed."""
     ended = subprocess.run(
         ["git", "for-each-ref", "--format=%(refname)", f"refs/exps/**/{name}"],
         cwd=clone.folder, capture_output=True, text=True, check=True,

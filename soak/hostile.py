@@ -54,7 +54,7 @@ def main(
 
 
 def attempt(act: Callable[[], Any]) -> tuple[str | None, str]:
-    """Do something quietly: what it was refused with, None where it was not; and any other error that ended it."""
+    """Run something without output; return its refusal or None, and any other error that ended it or ""."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             act()
@@ -78,7 +78,7 @@ def tally(outcome: Outcome, what: str, wrong: list[str]) -> None:
 
 
 def own_rows(folder: Path, draw: random.Random, count: int) -> Outcome:
-    """Files of good rows with one faulty row anywhere, or damaged as a whole."""
+    """Try files of good rows with one faulty row anywhere, or damaged as a whole."""
     outcome, met = Outcome("own rows"), Counter[str]()
     for number in range(count):
         place = folder / str(number)
@@ -134,7 +134,7 @@ def _use(path: Path, raw: Path, role: Role, malformed: int) -> dict[str, Any]:
 
 
 def hostile_repositories(folder: Path, draw: random.Random, count: int) -> Outcome:
-    """Repositories whose dvc.yaml, dvc.lock or cache name what lies outside of them, given to `make verify`.
+    """Run `make verify` in repositories whose dvc.yaml, dvc.lock or cache name what lies outside of them.
 
     Beside each lies a neighbour's folder. It, and the repository with its cache, must be to the byte what they were;
     no command that only dvc.lock has may run.
@@ -164,7 +164,7 @@ def hostile_repositories(folder: Path, draw: random.Random, count: int) -> Outco
 
 
 def _around(sandbox: Path) -> dict[str, str]:
-    """All that lies around the temporary copy, by hash: the neighbour, the repository and its cache."""
+    """Return the hashes of all that lies around the temporary copy: the neighbour, the repository and its cache."""
     paths = [path for path in sandbox.rglob("*") if path.is_file() or path.is_symlink()]
     names = {path.relative_to(sandbox).as_posix(): path for path in paths}
     kept = {name: path for name, path in names.items() if "/.git/" not in name and "/.dvc/tmp/" not in name}
@@ -172,7 +172,7 @@ def _around(sandbox: Path) -> dict[str, str]:
 
 
 def _leading_out(sandbox: Path, draw: random.Random) -> str:
-    """A name that leads out of the repository, or looks as if it did."""
+    """Return a name that leads out of the repository, or looks as if it did."""
     outside = draw.choice(["outside", "outside/work.txt", "outside/deep", "outside/new"])
     above = draw.choice(["../", "./../", "made/../../", ".//..//", "made/deep/../../../"])
     return draw.choice(
@@ -252,7 +252,7 @@ EDITS = (_an_output, _an_input, _a_hash, _a_listed_name, _a_command, _a_folder, 
 
 
 def model_folders(folder: Path, draw: random.Random, count: int) -> Outcome:
-    """Folders of any precision, sound ones among them, or with a fault, given to `fetch`."""
+    """Check with `fetch` model folders of any precision, some sound and some with a fault."""
     outcome, met = Outcome("models' folders"), Counter[str]()
     base_model.fetch_model("random:2x64", "mini", folder / "downloads", folder / "whole")
     faulty = [name for name, fault in broken_models.FAULTS.items() if fault.says]

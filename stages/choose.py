@@ -44,7 +44,7 @@ def main(
 
 
 def code(corpus: str) -> set[Path]:
-    """The files that a dataset's parser is made of."""
+    """Return the files that a dataset's parser is made of."""
     return closure(ROOT / f"alignment/corpora/{corpus}.py")
 
 

@@ -27,7 +27,7 @@ Downloads = Annotated[Path, typer.Option(help="A folder that keeps what a downlo
 
 
 class Sentences(StrEnum):
-    """Where the safety sentences come from."""
+    """The source of the safety sentences."""
 
     safenlp = "safenlp"
     own = "own"
@@ -39,7 +39,7 @@ def model(
     source: Source,
     downloads: Downloads,
 ) -> None:
-    """The base model: safetensors and tokenizer."""
+    """Fetch the base model: safetensors and tokenizer."""
     files.claim(out)
     base_model.fetch_model(name, source, files.kept(downloads), out)
 
@@ -53,7 +53,7 @@ def corpus(
     ],
     downloads: Downloads,
 ) -> None:
-    """A training set as it is published."""
+    """Fetch a training set as it is published."""
     repository: Repository | None = corpora.load(name).SOURCE
     files.claim(out)
     if repository is None:
@@ -68,7 +68,7 @@ def benchmarks(
     more: Annotated[str, typer.Option(help="More benchmarks, as task=owner/name@revision:files, apart by spaces.")],
     downloads: Downloads,
 ) -> None:
-    """The benchmarks, each in a folder of its task's name."""
+    """Fetch the benchmarks, each into a folder of its task's name."""
     wanted = {**pins.BENCHMARKS, **pins.more(more)}
     files.claim(out)
     with files.whole(out) as partial:
@@ -85,7 +85,7 @@ def safety(
     ],
     downloads: Downloads,
 ) -> None:
-    """The sentences of the safety score."""
+    """Fetch the sentences of the safety score."""
     files.claim(out)
     if sentences is Sentences.own:
         repositories.fetch_own(own, out, (".json",))

@@ -66,7 +66,7 @@ def main(
 
 
 def _refusal(how: RowOrder, account: RowCounts) -> Refused:
-    """Why no row is left on one side, and the way out."""
+    """Return the refusal that says why no row is left on one side, and the way out."""
     side, wanted = (1, "to hold out") if account.kept else (0, "to train on")
     if any(account.sides) and not account.sides[side]:
         way = f"of {sum(account.sides)} rows that can be used none falls on this side; "

@@ -16,10 +16,10 @@ def refuse(content: bytes, path: str, of: str = "") -> None:
     Args:
         content: its bytes.
         path: its name.
-        of: the commit or experiment that it is of; "" of the workspace.
+        of: the commit or experiment that the file is from; "" for the workspace.
 
     Raises:
-        Refused: it does; the message says in which line, and the way out.
+        Refused: the file holds a conflict; the message names the line and says what to do.
     """
     if mark := MARK.search(content):
         line = content.count(b"\n", 0, mark.start()) + 1

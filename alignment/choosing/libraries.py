@@ -31,14 +31,17 @@ RESULTS = {
 
 
 def locked(lock: Path) -> dict[str, str]:
-    """The versions that a lock names."""
+    """Return the versions that a lock file names."""
     lines = [text.strip() for text in lock.read_text(encoding="utf-8").splitlines()]
     pinned = [text.partition("==") for text in lines if text and not text.startswith(("#", "-"))]
     return {name: version for name, _, version in pinned}
 
 
 def others(wanted: dict[str, str]) -> dict[str, str]:
-    """Of these libraries, what is installed in another version or not at all; 2.13.0+cpu is a build of 2.13.0."""
+    """List the installed versions that differ from the wanted ones, and the libraries that are missing.
+
+    A local build counts as its version: 2.13.0+cpu is a build of 2.13.0.
+    """
     found = {name: _installed(name) for name in wanted}
     return {name: found[name] for name in wanted if wanted[name] not in (found[name], found[name].partition("+")[0])}
 
@@ -51,10 +54,10 @@ def _installed(name: str) -> str:
 
 
 def results(lock: Path) -> dict[str, str]:
-    """The versions that a lock names of the libraries that results rest on.
+    """Return the locked versions of the libraries that results rest on.
 
     Raises:
-        Refused: it does not name all of them.
+        Refused: the lock file does not name all of them.
     """
     versions = locked(lock)
     names = sorted({name for rests in RESULTS.values() for name in rests})

@@ -35,7 +35,7 @@ SHOWN = 8  # mistakes that a refusal lists before it counts
 
 
 def load(path: Path, pipeline: Path = PIPELINE, known: Path = KNOWN) -> Params:
-    """The parameters, as DVC reads them, once it is clear that every stage can take them.
+    """Read the parameters as DVC reads them, and check that every stage can take them.
 
     Args:
         path: the params file.
@@ -60,7 +60,7 @@ def load(path: Path, pipeline: Path = PIPELINE, known: Path = KNOWN) -> Params:
 
 
 def check(params: Any, known: Params, path: Path, pipeline: Path = PIPELINE) -> Params:
-    """The parameters, once it is clear that every stage can take them; as `load`, of what the files say."""
+    """Check that every stage can take the parameters, and return them; `load` does this for a file."""
     if not isinstance(params, dict):
         raise Refused(f"{path}: found {type(params).__name__}, wanted keys and values as in {KNOWN}")
     _refuse(_differences(params, known), f"{path}, beside {KNOWN}")
@@ -84,7 +84,7 @@ def _refuse(wrong: Iterator[str] | Sequence[str], where: str) -> None:
 
 
 def _unquoted(params: Params, pipeline: Path) -> Iterator[str]:
-    """Text that dvc.yaml writes into a command by itself, where DVC does not quote it, and that is not one word."""
+    """Name each text of more than one word that dvc.yaml puts into a command without quotes."""
     _, stages = _pipeline(pipeline)
     templates = " ".join(stage.get("do", stage)["cmd"] for stage in stages.values())
     for key in re.findall(r"\$\{(\w+)\}", templates):
@@ -94,7 +94,7 @@ def _unquoted(params: Params, pipeline: Path) -> Iterator[str]:
 
 
 def _tasks(params: Params) -> Iterator[str]:
-    """What is wrong with the entries of `eval.items`."""
+    """Describe what is wrong with the entries of `eval.items`."""
     tasks = {*pins.BENCHMARKS, *pins.more(params["more_benchmarks"])}
     named = [entry.partition("=")[0] for entry in params["eval"]["items"]]
     for entry, task in zip(params["eval"]["items"], named, strict=True):
@@ -106,7 +106,7 @@ def _tasks(params: Params) -> Iterator[str]:
 
 
 def _refused(params: Params, pipeline: Path) -> Iterator[str]:
-    """What the stages' parsers refuse, by the keys of params.yaml."""
+    """Describe what the stages' parsers refuse, by the keys of params.yaml."""
     for stage, cmd in commands(params, pipeline).items():
         words = shlex.split(cmd)
         program, *given = words[next(n for n, word in enumerate(words) if word.startswith("stages.")) :]
@@ -121,20 +121,24 @@ def _refused(params: Params, pipeline: Path) -> Iterator[str]:
 
 @cache
 def _parser(program: str, first: str) -> tuple[bool, Any]:
-    """The parser of a stage's program: of its `main`, or of the command of several that the first word names."""
+    """Return the parser of a stage's program.
+
+    A program has either a `main` or several commands; then the first word names the command. The first value says
+    whether it has a `main`.
+    """
     module = importlib.import_module(program)
     main = hasattr(module, "main")
     return main, command.parser(module.main if main else getattr(module, first))
 
 
 def _key(params: Params, program: str, param: Any) -> str:
-    """The key of params.yaml that an option is given by, in the stage's own section or outside of one."""
+    """Return the key of params.yaml that sets an option, in the stage's own section or at the top level."""
     section, option = program.removeprefix("stages."), param.opts[0].lstrip("-").replace("-", "_")
     return f"{section}.{option}" if option in params.get(section, {}) else option
 
 
 def commands(params: Params, pipeline: Path) -> dict[str, str]:
-    """The command of each stage, as DVC makes it with these parameters."""
+    """Return the command of each stage, as DVC makes it with these parameters."""
     from dvc.parsing import DataResolver  # type: ignore[import-untyped]
     from dvc.parsing.context import Context  # type: ignore[import-untyped]
 
@@ -146,7 +150,7 @@ def commands(params: Params, pipeline: Path) -> dict[str, str]:
 
 @cache
 def _pipeline(path: Path) -> tuple[Any, Any]:
-    """This repository as DVC sees it, and the stages of dvc.yaml."""
+    """Return this repository as DVC sees it, and the stages of dvc.yaml."""
     from dvc.repo import Repo  # type: ignore[import-untyped]
     from dvc.utils.serialize import load_yaml  # type: ignore[import-untyped]
 
@@ -154,7 +158,7 @@ def _pipeline(path: Path) -> tuple[Any, Any]:
 
 
 def _steps(params: Params) -> Iterator[str]:
-    """Budgets of tokens whose steps would be too large, however long the rows are."""
+    """Name the token budgets whose steps would be too large even if every row had the longest length."""
     for stage, sides in (("sft", 1), ("dpo", 2)):
         budget, longest = params[stage], params["sample"]["max_tokens"] * sides
         if budget["budget"] == "tokens" and budget["tokens"] > budget["steps"] * plan.LARGEST * longest:
@@ -174,7 +178,7 @@ def _check_launch(launch: str, path: Path) -> None:
 
 
 def _why(error: BaseException) -> str:
-    """What is wrong and on which line, from the YAML reader's own error, which DVC wraps."""
+    """Describe what is wrong and on which line, from the YAML reader's own error, which DVC wraps."""
     cause = error.__cause__
     mark = getattr(cause, "problem_mark", None)
     said = f"{getattr(cause, 'problem', cause)}, line {mark.line + 1}" if mark else str(cause or error)
@@ -182,7 +186,7 @@ def _why(error: BaseException) -> str:
 
 
 def _differences(found: Params, wanted: Params, prefix: str = "") -> Iterator[str]:
-    """What is wrong with each key: one line each."""
+    """Describe what is wrong with each key, one line each."""
     for key in sorted({*found, *wanted}, key=str):
         name = f"{prefix}{key}"
         if key not in found:
@@ -196,7 +200,7 @@ def _differences(found: Params, wanted: Params, prefix: str = "") -> Iterator[st
 
 
 def _wrong(name: str, found: Any, wanted: Any) -> Iterator[str]:
-    """What is wrong with one value, if anything is that no stage's parser says as well."""
+    """Describe what is wrong with one value, unless a stage's parser reports it too."""
     kind = type(found)
     if found is None or (found == "" and wanted):
         yield f"{name} is empty, wanted {_kind(wanted)} such as {brief(wanted)}"

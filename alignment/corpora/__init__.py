@@ -105,12 +105,12 @@ class Group:
 
 
 def names() -> list[str]:
-    """The known datasets: the files of this folder."""
+    """List the known datasets, which are the files of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str, role: Role | None = None) -> ModuleType:
-    """The corpus `name`, which must be able to serve as `role` where one is given.
+    """Return the module of the corpus `name`, and check that it can serve as `role` if a role is given.
 
     Raises:
         Refused: there is no such dataset, or it has nothing for that role; the message lists those that do.
@@ -131,26 +131,26 @@ def _serves(name: str, role: Role) -> bool:
 
 
 def is_trained(message: Message) -> bool:
-    """Whether a demonstration's turn is trained. (In a table a mark that is absent is null.)"""
+    """Return whether a turn of a demonstration is trained; in a table an absent mark is null."""
     return message["role"] == "assistant" and message.get("trained") is not False
 
 
 def turns(example: Any) -> list[Message]:
-    """All messages of an example, in order; the prompt of a comparison stands before each of its replies."""
+    """List all messages of an example in order; a comparison's prompt stands before each of its replies."""
     if "messages" in example:
         return list(example["messages"])
     return [*example["prompt"], *example["chosen"], *example["prompt"], *example["rejected"]]
 
 
 def opening(example: Any) -> str:
-    """What is said before the first reply: what must not stand on both sides of the held-out split."""
+    """Return the text before the first reply, which must not be on both sides of the held-out split."""
     messages = example["messages"] if "messages" in example else example["prompt"]
     said = itertools.takewhile(lambda message: message["role"] != "assistant", messages)
     return "\n".join(message["content"] for message in said)
 
 
 def whole_text(example: Any) -> str:
-    """Everything that an example says."""
+    """Return all text of an example."""
     return "\n".join(message["content"] for message in turns(example))
 
 

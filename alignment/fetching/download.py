@@ -75,7 +75,7 @@ def download(wanted: list[Stated], place: Place, downloads: Path, out: Path) -> 
     process that downloads the same repository waits for the first.
 
     Raises:
-        Refused: a file cannot be had, or is not what was stated, or the disk has no room.
+        Refused: a file cannot be downloaded, or differs from what was stated, or the disk has no room.
     """
     from tqdm import tqdm
 
@@ -107,10 +107,10 @@ def download(wanted: list[Stated], place: Place, downloads: Path, out: Path) -> 
 
 @contextlib.contextmanager
 def room(name: str, needed: int, folder: Path) -> Iterator[None]:
-    """Refuse to begin without `needed` free bytes on the disk of `folder`, and say so if the disk fills on the way.
+    """Refuse to begin without `needed` free bytes on the disk of `folder`; refuse too if the disk fills on the way.
 
     Raises:
-        Refused: naming what is needed, what is free, and the way out.
+        Refused: the message names what is needed, what is free, and what to do.
     """
     if needed > shutil.disk_usage(folder).free:
         raise _full(name, needed, folder)
@@ -128,13 +128,13 @@ def patiently(
     pause: Callable[[float], object] = time.sleep,
     arrived: Callable[[], int] = lambda: 0,
 ) -> Result:
-    """The answer to `request`, after a few attempts where the failure may pass.
+    """Make a request, again where the failure may pass, and return its answer.
 
     Args:
         request: what to do.
-        place: whom it asks, for messages.
-        pause: waits for a number of seconds.
-        arrived: how many bytes there are; while they grow, a line that breaks again and again is no failure.
+        place: where the request goes, for messages.
+        pause: called with the number of seconds to wait.
+        arrived: how many bytes have arrived; while they grow, broken connections do not count as failures.
 
     Raises:
         Refused: the failure stays, or is not of the kind that passes.
@@ -172,7 +172,10 @@ class _Transfer:
     stopped: threading.Event
 
     def get(self, file: Stated, part: Path) -> None:
-        """Move `file` to its place once its bytes are those that are stated; a wrong one is removed, and got again."""
+        """Download `file`, check its bytes against what is stated, and move it to its place.
+
+        A file with wrong bytes is removed and downloaded again, once.
+        """
         if file.cached and not part.exists():
             shutil.copyfile(file.cached, part)  # not a link: an edit here would reach the hub's cache
         for _ in range(2):
@@ -191,7 +194,10 @@ class _Transfer:
         )
 
     def stream(self, file: Stated, part: Path) -> None:
-        """Bring `part` to its stated length, from where it stops, or from the start where that may be another file."""
+        """Download `part` up to its stated length.
+
+        Continue where it stops, or begin again where the rest may be of another version of the file.
+        """
         from huggingface_hub import get_session
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
@@ -227,19 +233,22 @@ def _size(path: Path) -> int:
 
 
 def _version(part: Path) -> Path:
-    """Where it stands of which version of a file a part is."""
+    """Return the path of the note that says which version of a file a part belongs to."""
     return part.with_name(f"{part.name}.version")
 
 
 def _kept(file: Stated, part: Path) -> tuple[int, str]:
-    """How many bytes can be gone on from, and of which version; none where nothing would tell two versions apart."""
+    """Return how many bytes can be kept, and of which version; 0 where nothing could tell two versions apart."""
     have = _size(part)
     version = _version(part).read_text(encoding="utf-8") if _version(part).exists() else ""
     return (have, version) if have <= file.size and (file.hash or version) else (0, "")
 
 
 def _validator(headers: Mapping[str, str]) -> str:
-    """What no other version of a file has, as `If-Range` takes it (RFC 9110, 8.8): a strong ETag, or an older date."""
+    """Return a mark that no other version of the file has, for `If-Range` (RFC 9110, 8.8).
+
+    It is a strong ETag or a date that is old enough, and "" where the server sends neither.
+    """
     if (tag := headers.get("ETag", "")).startswith('"'):
         return tag
     changed, now = headers.get("Last-Modified", ""), headers.get("Date", "")
@@ -250,13 +259,13 @@ def _validator(headers: Mapping[str, str]) -> str:
 
 
 def _continues(headers: Mapping[str, str], have: int, version: str) -> bool:
-    """Whether a partial answer begins where a part stops, and is of the same version as far as it says."""
+    """Return whether a partial answer begins where a part stops, and states no other version."""
     stated = headers.get("ETag" if version.startswith('"') else "Last-Modified")
     return headers.get("Content-Range", "").startswith(f"bytes {have}-") and (not version or stated in (None, version))
 
 
 def _hash(path: Path, like: str) -> str:
-    """The file's SHA-256 or git blob id, whichever `like` is; "" for neither."""
+    """Compute the file's SHA-256 or git blob id, whichever `like` is; return "" for neither."""
     if len(like) != 40:
         return files.sha256(path) if like else ""
     content = path.read_bytes()
@@ -272,7 +281,7 @@ def _full(name: str, needed: int, folder: Path) -> Refused:
 
 
 def http_status(error: BaseException) -> int | None:
-    """The HTTP status, where there is one: as httpx has it, or as aiohttp has it."""
+    """Return the HTTP status of an error of httpx or aiohttp, or None where it has none."""
     return getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status", None)
 
 
@@ -285,7 +294,7 @@ def _passes(error: BaseException, status: int | None) -> bool:
 
 
 def _asked_seconds(error: BaseException) -> float:
-    """How long a server asks to wait, by its header `RateLimit`, as the hub, or `Retry-After`; 0 where it does not."""
+    """Return how many seconds a server asks to wait, by `RateLimit` or `Retry-After`; 0 where it does not."""
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
     headers = getattr(getattr(error, "response", error), "headers", None) or {}
@@ -296,7 +305,10 @@ def _asked_seconds(error: BaseException) -> float:
 
 
 def shortened(error: BaseException, status: int | None) -> str:
-    """Status or kind, never the error's own text: a header or an address in it may hold a token."""
+    """Return the HTTP status or the kind of an error.
+
+    The error's own text is left out: a header or an address in it may hold a token.
+    """
     return type(error).__name__ if status is None else f"HTTP {status}"
 
 

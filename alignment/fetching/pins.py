@@ -54,7 +54,9 @@ SAFETY = Repository(
 
 
 def more(entries: str) -> dict[str, Repository]:
-    """Benchmarks that a user names, by task: entries `task=owner/name@revision:files`, apart by spaces.
+    """Parse the benchmarks that a user names, by task.
+
+    Entries have the form `task=owner/name@revision:files` and are separated by spaces.
 
     Raises:
         Refused: an entry has another form, or names a benchmark that is pinned here, or one task twice.

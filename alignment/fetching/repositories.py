@@ -39,7 +39,7 @@ def fetch(
     downloads: Path = DOWNLOADS,
     check: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Put the files that `repository` names into the folder `out`, with `provenance.json`; say its terms.
+    """Put the files that `repository` names into the folder `out`, with `provenance.json`, and print its terms.
 
     Args:
         repository: what to get; each of its patterns must match something.
@@ -95,12 +95,12 @@ def fetch_own(path: Path, out: Path, suffixes: Sequence[str] = (".jsonl", ".parq
 def copy(
     repository: Repository, folder: Path, out: Path, optional: tuple[str, ...] = (), mirror: Path | None = None
 ) -> None:
-    """Copy what `repository` names from `folder`, which holds that one repository, into the folder `out`.
+    """Copy what `repository` names from its own folder `folder` into the folder `out`.
 
     Args:
         repository: what to copy.
-        folder: its folder.
-        out: a folder that is there.
+        folder: the folder of that one repository.
+        out: a folder that exists.
         optional: patterns that may match nothing.
         mirror: as `listed` takes it.
 
@@ -120,11 +120,11 @@ def copy(
 def listed(
     repository: Repository, folder: Path, optional: tuple[str, ...] = (), mirror: Path | None = None
 ) -> list[str]:
-    """What `repository` names in `folder`, sorted.
+    """List the files in `folder` that `repository` names, sorted.
 
     Args:
         repository: what is wanted.
-        folder: the repository's.
+        folder: the repository's folder.
         optional: patterns that may match nothing.
         mirror: the folder that no link may lead out of; None for a folder that the user named, such as one of the
             hub's cache, whose files are links.
@@ -144,7 +144,7 @@ def listed(
 
 
 def choose(names: Iterable[str], repository: Repository, optional: tuple[str, ...], place: str) -> list[str]:
-    """The names, sorted, that the patterns of `repository` match.
+    """List the names that the patterns of `repository` match, sorted.
 
     Raises:
         Refused: one of its patterns, `optional` ones aside, matches nothing; the message lists what is there.
@@ -187,10 +187,10 @@ def write_provenance(folder: Path, repository: str, revision: str, source: str, 
 
 
 def refuse_secret(source: str) -> str:
-    """Pass on a `source` that everyone may read, for dvc.lock keeps the command of every stage that has ended well.
+    """Return `source` if everyone may read it: dvc.lock keeps the command of every stage that has ended well.
 
     Raises:
-        Refused: it may hold a password or a token, which is not repeated.
+        Refused: it may hold a password or a token; the message does not repeat it.
     """
     if holds_secret(source):
         raise Refused(
@@ -203,10 +203,12 @@ def refuse_secret(source: str) -> str:
 
 
 def refuse_address(own: Path) -> Path:
-    """Pass on a path of a user's own file; of an address DVC would ask, and keep it with what it may hold.
+    """Return the path of a user's own file, and refuse an address.
+
+    DVC would request an address, and would record it with any password or token in it.
 
     Raises:
-        Refused: it is an address, which is not repeated.
+        Refused: it is an address; the message does not repeat it.
     """
     if ADDRESS.match(str(own)):
         raise Refused(
@@ -218,7 +220,7 @@ def refuse_address(own: Path) -> Path:
 
 
 def holds_secret(source: str) -> bool:
-    """Say whether a `source`, of whatever form, has a part where a password or a token may stand; no folder has."""
+    """Return whether a `source` of any form has a part that may hold a password or a token; no folder has one."""
     if os.path.isdir(source):
         return False
     head, found, rest = source.partition("://")
@@ -226,7 +228,7 @@ def holds_secret(source: str) -> bool:
 
 
 def mirror_root(source: str) -> Path | str | None:
-    """The folder or the http(s) address that `source` stands for; None for the hub."""
+    """Return the folder or the http(s) address that `source` stands for; None for the hub."""
     if refuse_secret(source) == "hub":
         return None
     scheme, found, rest = source.partition("://")
@@ -260,7 +262,7 @@ def _some(names: Iterable[str]) -> str:
 def _ask(
     repository: Repository, address: str | None, optional: tuple[str, ...]
 ) -> tuple[Repository, Place, list[Stated]]:
-    """The repository as its place resolves it, the place, and the files to download."""
+    """Return the repository as its host resolves it, the host, and the files to download."""
     if address:
         return repository, *_ask_mirror(repository, f"{address}/{repository.name}/", optional)
     if repository.host == "github":
@@ -291,7 +293,10 @@ def _ask_hub(repository: Repository, optional: tuple[str, ...]) -> tuple[Reposit
 
 
 def _resolved(repository: Repository, info: "ModelInfo | DatasetInfo") -> Repository:
-    """The repository at the commit and with the licence that the hub states; says how to pin a name that moves."""
+    """Return the repository at the commit and with the licence that the hub states.
+
+    Print how to pin a revision that is no full commit.
+    """
     commit, licence, terms = info.sha or repository.revision, repository.licence, repository.terms
     if commit != repository.revision:
         print(
@@ -308,14 +313,20 @@ def _resolved(repository: Repository, info: "ModelInfo | DatasetInfo") -> Reposi
 
 
 def _ask_pins(repository: Repository) -> tuple[Place, list[Stated]]:
-    """GitHub states neither sizes nor hashes where it serves files: the pin does, and names each file."""
+    """List the files of a GitHub repository from its pin.
+
+    Where GitHub serves files it states neither sizes nor hashes, so the pin states them and names each file.
+    """
     root = f"{GITHUB}/{repository.name}/{repository.revision}"
     wanted = [Stated(name, f"{root}/{name}", *repository.stated[name]) for name in repository.files]
     return Place(repository.name, repository.revision, f"GitHub ({root})"), wanted
 
 
 def _ask_mirror(repository: Repository, root: str, optional: tuple[str, ...]) -> tuple[Place, list[Stated]]:
-    """A static file server: it lists a folder as a page of links, and states a file's size and version."""
+    """List the files of a static file server.
+
+    It shows a folder as a page of links, and states a file's size and version.
+    """
     from fsspec.core import url_to_fs
 
     filesystem, _ = url_to_fs(root)
@@ -335,7 +346,7 @@ def _ask_mirror(repository: Repository, root: str, optional: tuple[str, ...]) ->
 
 
 def _crawl(filesystem: Any, folder: str, place: Place) -> Iterator[str]:
-    """The address of every file in a folder of a mirror; fsspec's own walk passes over a folder that fails."""
+    """Yield the address of every file in a folder of a mirror; fsspec's own walk skips a folder that fails."""
     for entry in patiently(lambda: filesystem.ls(folder, detail=True), place):
         if entry["type"] == "directory":
             yield from _crawl(filesystem, entry["name"], place)

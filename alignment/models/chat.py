@@ -144,11 +144,11 @@ class Text:
         self.bos: list[int] = [first] if first == tokenizer.bos_token_id else []
 
     def text(self, text: str) -> list[int]:
-        """The tokens of text from data: no BOS, no EOS, no control token whatever it says."""
+        """Return the tokens of text from data: no BOS, no EOS, and no control token whatever the text holds."""
         return self.texts([text])[0]
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same of many texts at once, which takes a fraction of the time."""
+        """Return what `text` returns, for many texts at once, which is several times faster."""
         found = self._ids(list(texts)) if texts else []
         return [
             ids if self._harmless(ids, text) else self._without_control(text)
@@ -156,7 +156,7 @@ class Text:
         ]
 
     def raw(self, text: str) -> list[int]:
-        """Text scored as it stands, without a template: BOS where the tokenizer uses one, then its tokens."""
+        """Return the tokens of text that is scored without a template, after a BOS if the tokenizer uses one."""
         return self.bos + self.text(text)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
@@ -167,7 +167,7 @@ class Text:
 
     @cached_property
     def _plain(self) -> Any:
-        """The same tokenizer without its added tokens, so that no text can name one."""
+        """The same tokenizer without its added tokens, so that no text can produce one."""
         from tokenizers import Tokenizer
 
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
@@ -189,7 +189,7 @@ class Text:
         return ids
 
     def _character(self, character: str) -> list[int]:
-        """The token of a character; where it has none of its own, those of its bytes, or the unknown one."""
+        """Return the token of a character, else those of its bytes, else the unknown token."""
         own = self._vocabulary.get(character)
         if own is not None and own not in self._control:
             return [own]
@@ -199,7 +199,10 @@ class Text:
         return [self._unknown(character)]
 
     def _unknown(self, text: str) -> int:
-        """The token of what the vocabulary lacks; some models have none, or one that also ends a reply."""
+        """Return the unknown token.
+
+        Some models have none, or use one that also begins a text or ends a reply; these are refused.
+        """
         unknown = self.tokenizer.unk_token_id
         if unknown in (None, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             raise Refused(
@@ -239,10 +242,10 @@ class Chat(Text):
             )
 
     def published(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer as it is saved with a model: `apply_chat_template` gives the tokens that this class gives.
+        """Return the tokenizer as saved with a model: its `apply_chat_template` gives the tokens of this class.
 
-        It does so for harmless text: a plain tokenizer also reads control tokens and marks out of data. Byte-level ones
-        join punctuation to the marks of `llama2` too, which SentencePiece's do not.
+        That holds for harmless text: a plain tokenizer also takes control tokens and marks in data for its own.
+        Byte-level tokenizers also join punctuation to the marks of `llama2`; SentencePiece's do not.
         """
         tokenizer = copy.deepcopy(self.tokenizer)
         one, eos = self._ids(["a"])[0], str(tokenizer.eos_token)
@@ -255,11 +258,11 @@ class Chat(Text):
         return tokenizer
 
     def prompt(self, messages: list[Message]) -> list[int]:
-        """A conversation up to where the assistant's next reply begins."""
+        """Tokenise a conversation up to where the assistant's next reply begins."""
         return self._encode(messages, reply_follows=True)[0]
 
     def demonstration(self, messages: list[Message]) -> dict[str, list[int]]:
-        """A conversation to train on.
+        """Tokenise a conversation to train on.
 
         Returns:
             `input_ids` and `labels`, of equal length; a label is its token where it is trained (an assistant's turn
@@ -269,7 +272,7 @@ class Chat(Text):
         return {"input_ids": ids, "labels": [i if t else IGNORED for i, t in zip(ids, trained, strict=True)]}
 
     def comparison(self, comparison: Comparison) -> dict[str, list[int]]:
-        """Two replies to one prompt, as TRL's DPO takes them: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
+        """Tokenise a comparison for TRL's DPO: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
         reply = {side: self.text(comparison[side][0]["content"]) for side in ("chosen", "rejected")}  # type: ignore[literal-required]
         eos = [self._vocabulary[str(self.tokenizer.eos_token)]]
         return {
@@ -279,7 +282,7 @@ class Chat(Text):
         }
 
     def lengths(self, example: Any) -> Lengths:
-        """How many tokens an example has."""
+        """Count the tokens of an example."""
         if "messages" in example:
             labels = self.demonstration(example["messages"])["labels"]
             prompt = next(i for i, label in enumerate(labels) if label != IGNORED)
@@ -298,7 +301,7 @@ class Chat(Text):
         return ids, trained
 
     def _frame(self, text: str) -> list[int]:
-        """The template's own text: few strings, in every row."""
+        """Tokenise the template's own text, and keep the result: few strings recur in every row."""
         if text not in self._frames:
             self._frames[text] = self._ids([text])[0]
         return self._frames[text]

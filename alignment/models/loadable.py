@@ -34,7 +34,7 @@ def check(folder: Path, name: str) -> None:
 
     Args:
         folder: the model's, complete.
-        name: what messages call it.
+        name: its name in messages.
 
     Raises:
         Refused: it cannot be loaded whole, trained and scored.
@@ -56,7 +56,7 @@ def check(folder: Path, name: str) -> None:
 
 
 def configuration(folder: Path, name: str) -> "PreTrainedConfig":
-    """The configuration of a causal model that transformers knows and that is not quantised.
+    """Load the configuration of a causal model that transformers knows and that is not quantised.
 
     A padding token that the embedding has no row for is left out.
 
@@ -111,10 +111,10 @@ def _refuse_other_kinds(config: "PreTrainedConfig", name: str) -> None:
 
 
 def tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer that lies in a model's folder; it pads with EOS where the embedding has no row for its padding.
+    """Load the tokenizer in a model's folder; pad with EOS where the embedding has no row for its padding token.
 
     Raises:
-        Refused: there is none, it makes no tokens, or the model is one that `configuration` refuses.
+        Refused: there is no tokenizer, it makes no tokens, or the model is one that `configuration` refuses.
     """
     from transformers import AutoTokenizer
 
@@ -135,7 +135,7 @@ def tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
 
 
 def _refuse_unknown_tokens(words: "PreTrainedTokenizerBase", rows: int, name: str) -> None:
-    """Refuse a tokenizer that may write tokens for which the embedding has no row.
+    """Refuse a tokenizer that may produce tokens for which the embedding has no row.
 
     A special token that neither a text nor a template of ours writes may lie beyond, as one for images does in Gemma 3.
     """
@@ -155,12 +155,12 @@ def _refuse_unknown_tokens(words: "PreTrainedTokenizerBase", rows: int, name: st
 
 
 def load(folder: Path, name: str, **options: Any) -> "PreTrainedModel":
-    """A causal model in evaluation mode, every tensor of it from the folder's safetensors.
+    """Load a causal model in evaluation mode, with every tensor from the folder's safetensors.
 
     Args:
-        folder: the model's.
-        name: what messages call it.
-        options: for `from_pretrained`.
+        folder: the model's folder.
+        name: its name in messages.
+        options: keyword arguments of `from_pretrained`.
 
     Raises:
         Refused: as `configuration`; or a file, a tensor or its shape is not what the configuration asks for.
@@ -193,7 +193,7 @@ def load(folder: Path, name: str, **options: Any) -> "PreTrainedModel":
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Keep transformers from printing its table of tensors, which says that most of it can be ignored."""
+    """Keep transformers from printing its table of tensors, which says that most mismatches can be ignored."""
     from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity()
@@ -207,14 +207,16 @@ def _without_report() -> Iterator[None]:
 def refuse_other_tensors(
     missing: Iterable[str], unexpected: Iterable[str], shapes: dict[str, str], name: str, way: str
 ) -> None:
-    """Refuse weights that are not exactly the model's, for which a library takes random ones or drops some.
+    """Refuse weights that are not exactly the model's.
+
+    A library would fill missing tensors with random values and drop unknown ones.
 
     Args:
         missing: tensors that the model has and the files do not.
         unexpected: tensors that the files have and the model does not.
         shapes: found and wanted shapes of those that differ, by name.
-        name: whose they are.
-        way: what to do.
+        name: the model's name in messages.
+        way: what the message tells the user to do.
     """
     missing, unexpected = sorted(missing), sorted(unexpected)
     differing = [f"{key} is {shape}" for key, shape in sorted(shapes.items())]
@@ -230,7 +232,7 @@ def refuse_other_tensors(
 
 
 def _prefix(missing: set[str], unexpected: list[str]) -> str:
-    """What every unexpected name begins with, where the rest of it is the name of a missing tensor; or nothing."""
+    """Return the prefix that turns every unexpected name into that of a missing tensor, or "" if there is none."""
     if not unexpected:
         return ""
     prefixes = [unexpected[0].removesuffix(name) for name in missing if unexpected[0].endswith(name)]
@@ -263,9 +265,9 @@ def refuse_other_weights(folder: Path, pattern: str, name: str = "") -> list[str
     """Check that a folder's weights are safetensors, before a library looks for pickles beside them.
 
     Args:
-        folder: with weights.
-        pattern: of their names.
-        name: what messages call the folder, by default its path.
+        folder: the folder with the weights.
+        pattern: a glob pattern of the weights' file names.
+        name: the folder's name in messages, by default its path.
 
     Returns:
         The names of the files.
@@ -296,7 +298,7 @@ def refuse_foresight(model: "PreTrainedModel", name: str) -> None:
     """Refuse a loaded model whose predictions depend on tokens that follow.
 
     Raises:
-        Refused: another last token moves what is predicted before it.
+        Refused: changing the last token changes a prediction before it.
     """
     import torch
 

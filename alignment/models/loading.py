@@ -45,24 +45,24 @@ class Quantization(StrEnum):
 
 
 def instruct(base: Path) -> bool:
-    """Whether the base model carries a chat template of its own, so was tuned on conversations before."""
+    """Return whether the base model has a chat template of its own, and so was already tuned on conversations."""
     return (base / "chat_template.jinja").exists() or "chat_template" in files.read_json(base / "tokenizer_config.json")
 
 
 def longest(config: Any) -> int:
-    """How many tokens a model of transformers can read, by its configuration: `sys.maxsize` where none says."""
+    """Return how many tokens a model can read by its configuration; `sys.maxsize` where that does not say."""
     text = config.get_text_config()
     stated = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))  # the latter is MPT's
     return next((int(tokens) for tokens in stated if tokens), sys.maxsize)
 
 
 def longest_row(base: Path) -> int:
-    """How many tokens the base model in a folder can read, as `longest`."""
+    """Return how many tokens the base model in a folder can read, as `longest`."""
     return longest(loadable.configuration(base, str(base)))
 
 
 def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer that lies in a model's folder.
+    """Load the tokenizer in a model's folder.
 
     Raises:
         Refused: as `loadable.tokenizer`.
@@ -73,10 +73,10 @@ def tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 def load_base(
     folder: Path, dtype: Dtype, device: str, quantization: Quantization = Quantization.none
 ) -> "PreTrainedModel":
-    """The base model, in evaluation mode: safetensors only, no remote code.
+    """Load the base model in evaluation mode, from safetensors only and without remote code.
 
     Args:
-        folder: the model's.
+        folder: the model's folder.
         dtype: precision of weights and arithmetic; of arithmetic alone where weights are quantised.
         device: cpu or cuda.
         quantization: `nf4` keeps the weights of linear layers in 4 bits, as QLoRA does (Dettmers et al. 2023).
@@ -118,7 +118,7 @@ def load(
     trainable: bool = False,
     quantization: Quantization = Quantization.none,
 ) -> "PreTrainedModel":
-    """The model of a checkpoint, in evaluation mode: the base itself, or the base with the adapter in `checkpoint`.
+    """Load the model of a checkpoint in evaluation mode: the base, or the base with the adapter in `checkpoint`.
 
     Raises:
         Refused: the adapter was trained on another base, or changes nothing; or as `adapt`.
@@ -142,7 +142,9 @@ def load(
 
 
 def adapt(model: "PreTrainedModel", checkpoint: Path, trainable: bool = False) -> Any:
-    """A base model with the adapter in `checkpoint`, every tensor of which is in its file, in evaluation mode.
+    """Return a base model with the adapter in `checkpoint`, in evaluation mode.
+
+    Every tensor of the adapter comes from its file.
 
     Raises:
         Refused: the file is no safetensors, or lacks a tensor, or has another one or another shape.
@@ -171,7 +173,7 @@ def adapt(model: "PreTrainedModel", checkpoint: Path, trainable: bool = False) -
 
 
 def _changes(adapted: Any) -> bool:
-    """Whether an adapter moves any logit of a few tokens."""
+    """Return whether an adapter changes any logit of a few tokens."""
     import torch
 
     ids = torch.arange(8, device=adapted.device)[None] % adapted.config.vocab_size
@@ -182,12 +184,15 @@ def _changes(adapted: Any) -> bool:
 
 
 def identity(base: Path) -> str:
-    """One hash for a base model: over the files that its provenance names, with their SHA-256."""
+    """Hash a base model: one digest over the files that its provenance names, with their SHA-256."""
     return files.digest(files.read_json(base / "provenance.json")["files"])
 
 
 def where(base: Path) -> dict[str, Any]:
-    """The base model as PEFT loads it: the hub's repository, or the folder, seen from the pipeline's own."""
+    """Return the base model as PEFT loads it.
+
+    It is the hub's repository, or the folder's path relative to the pipeline's own folder.
+    """
     provenance = files.read_json(base / "provenance.json")
     if provenance["source"] == "hub":
         return {"base_model_name_or_path": provenance["repository"], "revision": provenance["revision"]}
@@ -195,12 +200,12 @@ def where(base: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The libraries whose versions can change a trained adapter's bytes."""
+    """Return the versions of the libraries that can change a trained adapter's bytes."""
     return {name: metadata.version(name) for name in ("accelerate", "peft", "torch", "transformers", "trl")}
 
 
 def lineage(adapter: Path) -> dict[str, Any]:
-    """What an adapter was made from.
+    """Read what an adapter was made from.
 
     Raises:
         Refused: the folder has no lineage.
@@ -213,9 +218,9 @@ def lineage(adapter: Path) -> dict[str, Any]:
 def save_adapter(model: "PeftModel", chat_tokenizer: Any, base: Path, out: Path, made_from: dict[str, Any]) -> None:
     """Write the adapter `default` with its tokenizer and lineage, and nothing that varies from run to run.
 
-    What plain PEFT needs is there too: the tokenizer's chat template, and where the base lies.
+    Plain PEFT can load it: the tokenizer has its chat template, and the adapter's configuration names the base.
 
-    Every process must call it, since FSDP has dealt the weights to them; the first one writes.
+    Every process must call it, since FSDP shards the weights over them; the first one writes.
     """
     from torch import distributed
     from torch.distributed.tensor import DTensor

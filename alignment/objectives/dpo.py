@@ -41,7 +41,10 @@ class Loss(StrEnum):
 
 
 def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Comparisons as `id`, `prompt_ids`, `chosen_ids` and `rejected_ids`, each side checked against law 8."""
+    """Tokenise comparisons: `id`, `prompt_ids`, `chosen_ids`, `rejected_ids`.
+
+    Each side is checked with `checks.check_tokens`.
+    """
     rows = []
     for example in tqdm(examples, desc="tokens", unit="row"):
         row = chat.comparison(example)  # type: ignore[arg-type]
@@ -53,12 +56,12 @@ def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def length(row: dict[str, Any]) -> int:
-    """The tokens of an encoded comparison, with its longer reply."""
+    """Count the tokens of an encoded comparison, with its longer reply."""
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
 def plan_of(rows: list[dict[str, Any]], settings: Settings) -> Plan:
-    """The run over encoded comparisons; trained tokens are those of both replies."""
+    """Plan the run over encoded comparisons; trained tokens are those of both replies."""
     trained = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
     return settings.plan([row["id"] for row in rows], list(map(length, rows)), trained)
 
@@ -71,7 +74,7 @@ def add_reference(rows: list[dict[str, Any]], sft: Any, token_budget: int, kept:
 
     Args:
         sft: the SFT policy, as it was loaded.
-        kept: where a run that is killed finds them again.
+        kept: the file from which a run that was killed reads them again.
     """
     first = processes.world().is_main_process
     if not kept.exists():
@@ -88,7 +91,7 @@ def add_reference(rows: list[dict[str, Any]], sft: Any, token_budget: int, kept:
 
 
 def reply_logps(model: Any, rows: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """Summed log-probabilities of the chosen and the rejected reply of each row, in nats."""
+    """Sum the log-probabilities of the chosen and of the rejected reply of each row, in nats."""
     return [
         (
             float(logps(model, row["prompt_ids"], row["chosen_ids"]).sum()),
@@ -100,7 +103,7 @@ def reply_logps(model: Any, rows: list[dict[str, Any]]) -> list[tuple[float, flo
 
 @contextlib.contextmanager
 def reference(model: Any) -> Iterator[None]:
-    """Have the frozen reference speak, the adapter that TRL calls `ref`."""
+    """Use the frozen reference, the adapter that TRL calls `ref`, while the block runs."""
     model.set_adapter("ref", inference_mode=True)
     try:
         yield
@@ -120,13 +123,13 @@ def check_start(
 
     Args:
         trainer: the DPO trainer, before training.
-        rows: a few encoded training rows.
+        rows: some encoded training rows.
         sft_logps: their log-probabilities under the SFT policy as it was loaded, before the trainer had it.
-        loss: which loss the trainer has.
+        loss: the trainer's loss.
         beta: its β.
 
     Raises:
-        Refused: naming which of these does not hold.
+        Refused: one of these does not hold; the message says which.
     """
     import torch
 
@@ -144,7 +147,7 @@ def check_start(
     lengths = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
 
     def differ(one: list[tuple[float, float]], other: list[tuple[float, float]]) -> float:
-        """The largest difference, in nats a token."""
+        """Return the largest difference, in nats per token."""
         pairs = zip(sum(one, ()), sum(other, ()), sum(lengths, ()), strict=True)
         return max(abs(a - b) / n for a, b, n in pairs)
 
@@ -183,7 +186,7 @@ class Held(NamedTuple):
 
 
 def heldout(model: Any, rows: list[dict[str, Any]], beta: float) -> dict[str, Any]:
-    """Held-out figures: how often the implicit reward prefers the chosen reply, by how much, at which drift.
+    """Compute held-out figures: how often and by how much the chosen reply is preferred, and the drift.
 
     `heldout.accuracy` is the share of rows whose chosen reply has the higher reward β·(log π − log π_ref), ties half;
     it is ½ by definition before the first step. Log-probabilities are sums over a reply, in nats. `heldout.kl` is the
@@ -233,7 +236,7 @@ def make_trainer(
         means_of_rows = True
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            """Rows arrive as tokens from `chat.py`; TRL tokenises and drops nothing."""
+            """Return the rows as they are: `chat.py` has tokenised them, so TRL tokenises and drops nothing."""
             return dataset
 
     arguments = settings.arguments(checkpoints, len(Trainer.plan.steps))

@@ -19,7 +19,10 @@ CURVES = {"loss": "loss", "learning_rate": "learning_rate"}
 
 
 def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Demonstrations as `id`, `input_ids` and `labels`, each checked against law 8."""
+    """Tokenise demonstrations: `id`, `input_ids`, `labels`.
+
+    Each row is checked with `checks.check_tokens`.
+    """
     rows = []
     for example in tqdm(examples, desc="tokens", unit="row"):
         row = chat.demonstration(example["messages"])
@@ -29,18 +32,18 @@ def encode(chat: Chat, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def length(row: dict[str, Any]) -> int:
-    """The tokens of an encoded demonstration."""
+    """Count the tokens of an encoded demonstration."""
     return len(row["input_ids"])
 
 
 def plan_of(rows: list[dict[str, Any]], settings: Settings) -> Plan:
-    """The run over encoded demonstrations."""
+    """Plan the run over encoded demonstrations."""
     trained = [sum(label != IGNORED for label in row["labels"]) for row in rows]
     return settings.plan([row["id"] for row in rows], list(map(length, rows)), trained)
 
 
 def heldout_loss(model: Any, rows: list[dict[str, Any]]) -> list[float]:
-    """The mean loss of each held-out row over its trained tokens, in nats a token."""
+    """Compute the mean loss of each held-out row over its trained tokens, in nats per token."""
     return processes.map_rows(rows, lambda row: -float(logps.trained_logps(model, row).mean()), "held out")
 
 

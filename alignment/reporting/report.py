@@ -39,24 +39,24 @@ Metrics = dict[str, dict[str, Any]]
 
 
 def labels(evaluated: Metrics, data: str, preferences: str) -> dict[str, str]:
-    """The rows' names; a base model that was tuned before is a start, not a base."""
+    """Name the table's columns; a base model that was already tuned on conversations is called a start."""
     start = "start" if evaluated["base"]["instruct"] else "base"
     return {"base": start, "sft": f"SFT {data}", "dpo": f"SFT {data}, DPO {preferences}"}
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """Where what was fetched into a folder comes from."""
+    """Read where the files of a fetched folder come from."""
     return dict(files.read_json(folder / "provenance.json"))
 
 
 def share(values: dict[str, Any], name: str, scale: float, digits: int) -> str:
-    """A figure of a metrics file between 0 and 1, whose t interval may reach beyond: it is cut there."""
+    """Format a figure of a metrics file that lies between 0 and 1; its t interval is cut to that range."""
     ends = {f"{name}{end}": tables.within(values.get(f"{name}{end}")) for end in ("", "_low", "_high")}
     return tables.of_metrics(ends, name, scale, digits)
 
 
 def _tasks(evaluated: Metrics) -> dict[str, str]:
-    """The scored tasks, the study's first, and the name of each one's figure: the one that has a count."""
+    """List the scored tasks, the study's first, each with the name of its figure that has a count."""
     scored = [name.removesuffix(".version") for name in evaluated["base"] if name.endswith(".version")]
     order = [*(task for task in BENCHMARKS if task in scored), *(task for task in scored if task not in BENCHMARKS)]
     values = {task: [f"{task}.{metric}" for metric in ("acc_norm", "acc")] for task in order}
@@ -64,7 +64,10 @@ def _tasks(evaluated: Metrics) -> dict[str, str]:
 
 
 def results(names: dict[str, str], evaluated: Metrics, measured: Metrics) -> str:
-    """Benchmarks in percent, safety between 0 and 1: one column a checkpoint, each figure with its interval."""
+    """Write the table of results: benchmarks in percent, safety from 0 to 1.
+
+    It has one column per checkpoint, and an interval for each figure.
+    """
     rows = [["", *names.values(), "n"]]
     for task, name in _tasks(evaluated).items():
         cells = [share(evaluated[checkpoint], name, 100, 1) for checkpoint in CHECKPOINTS]
@@ -78,7 +81,7 @@ def results(names: dict[str, str], evaluated: Metrics, measured: Metrics) -> str
 
 
 def setting(base: Path, source: str, seed: int) -> str:
-    """Say what was run, and how its figures are to be read."""
+    """Say what was run, and how to read its figures."""
     model = provenance(base)
     return (
         f"Base model `{model['repository']}` ({model['revision']}), data from `{source}`, seed {seed}. "
@@ -109,7 +112,7 @@ def warnings(source: str, evaluated: Metrics) -> list[str]:
 
 
 def rows_used(data: str, preferences: str, sampled: Metrics) -> str:
-    """Count the rows of both datasets: read, used, dropped and why."""
+    """Count the rows of both datasets: read, trained, held out, not needed and dropped, with the causes."""
     rows = [["", "read", "trained", "held out", "not needed", "dropped"]]
     for name, counted in zip((data, preferences), sampled.values(), strict=True):
         dropped = {key.removeprefix("dropped."): n for key, n in counted.items() if key.startswith("dropped.") and n}
@@ -140,13 +143,13 @@ def training(trained: Metrics) -> str:
 
 
 def group_names(measured: Metrics) -> list[str]:
-    """The groups of the sentence file, in a fixed order."""
+    """List the groups of the sentence file, sorted."""
     found = {name.removesuffix(".harmful") for name in measured["base"] if name.endswith(".harmful")}
     return sorted(found)
 
 
 def safety_by_group(names: dict[str, str], measured: Metrics, source: str, figure: Path, out: Path) -> str:
-    """The primary measure by group, the published score beside its null, and the figure of both."""
+    """Write the primary measure by group, the published score beside its null, and the figure of both."""
     rows = [["AUC by length", *names.values(), "harmful", "benign"]]
     published = [["published score (its null)", *names.values()]]
     for group in [*group_names(measured), scores.AVERAGE]:
@@ -171,7 +174,10 @@ def _beside_null(found: dict[str, Any], group: str) -> str:
 
 
 def safety_changes(names: dict[str, str], changes: list[scores.Changes]) -> str:
-    """What each training stage changed in the primary measure, corrected over all that is looked at here."""
+    """Write what each training stage changed in the primary measure.
+
+    The p values are adjusted over all changes in this table.
+    """
     groups = list(changes[0].groups)
     family = [change.p for step in changes for change in step.groups.values()]
     adjusted = iter(contrasts.holm(family))
@@ -207,7 +213,7 @@ def _change(change: scores.Change, family: int, p: float) -> str:
 
 
 def origins(base: Path, raw: Path) -> str:
-    """The table of what everything here was made from: repository, revision, licence, terms."""
+    """Write the table of sources of everything used: repository, revision, licence, terms."""
     tasks = sorted(path.parent for path in (raw / "benchmarks").glob("*/provenance.json"))
     folders = {"base model": base, "demonstrations": raw / "demonstrations", "comparisons": raw / "comparisons"}
     folders |= {tables.TITLES.get(task.name, task.name): task for task in tasks} | {"safety": raw / "safety"}
@@ -220,7 +226,7 @@ def origins(base: Path, raw: Path) -> str:
 
 
 def benchmark_points(evaluated: Metrics) -> str:
-    """Write one line a task and checkpoint as CSV: a figure with its interval."""
+    """Write one line per task and checkpoint as CSV: a figure with its interval."""
     lines = ["benchmark,checkpoint,row,value,low,high"]
     for task, name in _tasks(evaluated).items():
         for checkpoint in CHECKPOINTS:
@@ -230,7 +236,7 @@ def benchmark_points(evaluated: Metrics) -> str:
 
 
 def safety_points(names: dict[str, str], measured: Metrics) -> list[dict[str, Any]]:
-    """One point for each group, checkpoint and measure, with its interval, and chance with its own."""
+    """List one point per group, checkpoint and measure, with its interval, and the null with its own interval."""
     points = []
     for group in [*group_names(measured), scores.AVERAGE]:
         for checkpoint, name in names.items():

@@ -17,24 +17,30 @@ MINI = "The rows here are the embedded miniature's, the project's own; named are
 
 
 def escaped(text: str) -> str:
-    """Text in which a name from outside, such as a branch's, makes no HTML, no link and no end of a cell or a line."""
+    """Escape text from outside, such as a branch's name, for a table's cell.
+
+    The result makes no HTML and no link, and ends neither the cell nor the line.
+    """
     text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.splitlines()))
     return text.replace("|", "¦").replace("](", "] (")
 
 
 def code(value: Any) -> str:
-    """Anything as code, in which nothing of it is taken for more."""
+    """Format a value as inline code that it cannot break out of."""
     return f"`{' '.join(str(value).split()).replace('`', '´').replace('|', '¦')}`"
 
 
 def fenced(text: str) -> str:
-    """A text of several lines as code, in a fence that is in none of them."""
+    """Format a text of several lines as code, in a fence that the text does not contain."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is its head, with columns that line up in plain text too; every cell is escaped."""
+    """Write a table whose first row is its head.
+
+    Columns line up in plain text too, and every cell is escaped.
+    """
     rows = [[escaped(text) for text in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
@@ -46,15 +52,15 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def figure(
     value: float | None, low: float | None, high: float | None, scale: float, digits: int, sign: str = ""
 ) -> str:
-    """A figure with its interval, or a dash where it is undefined; without spread there is no interval.
+    """Format a figure with its interval; a dash where it is undefined, no interval where there is no spread.
 
     Args:
         value: what is shown; None or NaN where undefined.
         low: lower end of its interval, undefined likewise.
         high: upper end.
-        scale: what all are multiplied by, such as 100 for percent.
-        digits: after the point.
-        sign: `+` shows that of positive figures too, as of differences.
+        scale: what all three are multiplied by, such as 100 for percent.
+        digits: digits after the decimal point.
+        sign: `+` shows the sign of positive figures too, for differences.
     """
 
     at, start, end = (math.nan if number is None else scale * number for number in (value, low, high))
@@ -66,11 +72,14 @@ def figure(
 
 
 def within(end: float | None) -> float | None:
-    """An end of the interval of a share or an area, which a t interval may have beyond 0 or 1; None where undefined."""
+    """Cut an end of an interval to the range from 0 to 1; None where it is undefined.
+
+    The t interval of a share or of an area may reach beyond that range.
+    """
     return None if end is None or math.isnan(end) else min(max(end, 0.0), 1.0)
 
 
 def of_metrics(metrics: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
-    """A figure of a metrics file with its 95 % interval."""
+    """Format a figure of a metrics file with its 95 % interval."""
     value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
     return figure(value, low, high, scale, digits)

@@ -12,9 +12,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def closure(script: Path) -> set[Path]:
-    """A script and the modules of this project that it imports, functions included, but for types alone; in turn.
+    """Return a script and all modules of this project that it imports, directly or through others.
 
-    A package that is its docstring alone is none.
+    Imports inside functions count, imports for types alone do not.
+
+    A package that is nothing but a docstring is left out.
     """
     seen: set[Path] = set()
     left = {script}
@@ -27,7 +29,7 @@ def closure(script: Path) -> set[Path]:
 
 @cache
 def imports(path: Path) -> frozenset[Path]:
-    """The modules of this project that a file imports."""
+    """Return the files of this project's modules that a file imports."""
     found = set()
     for name in names(path):
         module = ROOT / name.replace(".", "/")
@@ -36,12 +38,12 @@ def imports(path: Path) -> frozenset[Path]:
 
 
 def is_empty(path: Path) -> bool:
-    """Whether a file is the docstring of a package and nothing else."""
+    """Return whether a file is the docstring of a package and nothing else."""
     return path.name == "__init__.py" and len(_parsed(path).body) == 1
 
 
 def names(path: Path) -> Iterator[str]:
-    """All names that a file imports, of modules and of what is in them, but for types alone."""
+    """Yield all names that a file imports, of modules and of what is in them, except those for types alone."""
     left: list[ast.AST] = [_parsed(path)]
     while left:
         node = left.pop()

@@ -37,7 +37,10 @@ class Command(TyperCommand):
     """A stage's command line: an option has one value unless it is a list, and a number is one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words of a command line; Typer alone takes the last of several values, and NaN for a number."""
+        """Read the words of a command line.
+
+        It refuses what Typer alone accepts: several values, of which Typer takes the last, and NaN as a number.
+        """
         given, _, order = self.make_parser(ctx).parse_args(args=list(args))
         option: Any
         for option in order:
@@ -63,21 +66,21 @@ def _number(word: str) -> bool:
 
 
 def above_zero(value: float) -> float:
-    """Have an option refuse 0, which a bound of Typer's allows."""
+    """Refuse 0 as an option's value, which a bound of Typer's allows."""
     if value <= 0:
         raise typer.BadParameter("wanted more than 0")
     return value
 
 
 def below_one(value: float) -> float:
-    """Have an option refuse 1, which a bound of Typer's allows."""
+    """Refuse 1 as an option's value, which a bound of Typer's allows."""
     if value >= 1:
         raise typer.BadParameter("wanted less than 1")
     return value
 
 
 def parser(*mains: Callable[..., Any]) -> Any:
-    """What reads the command line of `mains`: one is the command itself, several are its subcommands."""
+    """Make the parser of a command line: one of `mains` is the command itself, several are its subcommands."""
     app = typer.Typer(context_settings=FLAGS, add_completion=False, pretty_exceptions_enable=False)
     for main in mains:
         app.command(cls=Command, context_settings=FLAGS)(main)
@@ -124,7 +127,7 @@ def run(*mains: Callable[..., Any], offline: bool = True) -> None:
 
 
 def _keep_pages() -> None:
-    """Have glibc keep freed memory: handing every large tensor back to the kernel costs a quarter of CPU training."""
+    """Make glibc keep freed memory: returning every large tensor to the kernel takes a quarter of CPU training."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
@@ -132,7 +135,7 @@ def _keep_pages() -> None:
 
 
 def end_with_parent() -> None:
-    """Stop this process when its parent dies: a killed DVC must not leave a writer behind."""
+    """Stop this process when its parent dies: a killed DVC must not leave a process that still writes."""
     parents = _parents()
     if _orphaned(parents):
         raise SystemExit("the DVC that was to run this stage has ended, and so does it")
@@ -146,9 +149,9 @@ def end_with_parent() -> None:
 
 
 def _orphaned(parents: tuple[int, ...]) -> bool:
-    """Whether DVC ended while its shell was still busy with `$(dvc cache dir)`, before the stage itself began.
+    """Return whether DVC ended before the stage began, while its shell still ran `$(dvc cache dir)`.
 
-    DVC starts its stages in its own session; whoever inherits orphans, a system's first process, is in another one.
+    DVC starts its stages in its own session; the process that adopts orphans is in another one.
     """
     try:
         session = os.getsid(0 if len(parents) == 1 else parents[0])
@@ -158,7 +161,7 @@ def _orphaned(parents: tuple[int, ...]) -> bool:
 
 
 def _parents() -> tuple[int, ...]:
-    """The process that started this one; of several that a launcher started, the one that started the launcher too."""
+    """Return the process that started this one; with a launcher, also the process that started the launcher."""
     parent = os.getppid()
     if "LOCAL_RANK" not in os.environ:
         return (parent,)

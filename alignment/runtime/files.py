@@ -28,7 +28,7 @@ _claims: dict[Path, int] = {}  # open file descriptors: the system lets go of a 
 
 
 def claim(out: Path) -> None:
-    """Hold `out` for this process until it ends; wait while another process holds it."""
+    """Hold `out` for this process until the process ends; wait while another process holds it."""
     path = out.parent.resolve() / f".{out.name}.lock"
     if path in _claims:
         return
@@ -44,9 +44,9 @@ def claim(out: Path) -> None:
 
 @contextlib.contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `out`; on success it takes the place of `out`, on failure nothing remains.
+    """Yield a temporary path beside `out`, which takes the place of `out` on success and is removed on failure.
 
-    The caller makes the sibling a file or a folder. A sibling that a killed run left is removed first.
+    The caller makes it a file or a folder. One that a killed run left is removed first.
 
     Raises:
         Refused: the disk is full.
@@ -73,18 +73,18 @@ def whole(out: Path) -> Iterator[Path]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk, or a quota on it, is full."""
+    """Return whether an error says that a disk, or a quota on it, is full."""
     code = getattr(error, "errno", None)
     return code in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error).lower() for words in FULL)
 
 
 def full(what: str, needed: str, folder: Path) -> Refused:
-    """The refusal to write where there is no room.
+    """Return the refusal to write where there is no room.
 
     Args:
-        what: is written.
+        what: what was to be written.
         needed: how many bytes it takes, in words.
-        folder: where.
+        folder: where it was to be written.
     """
     free = shutil.disk_usage(folder).free
     return Refused(
@@ -102,7 +102,7 @@ def remove(path: Path) -> None:
 
 
 def write_json(out: Path, value: Any) -> None:
-    """Write `value` with sorted keys; NaN and infinity are a `ValueError`, since JSON has neither."""
+    """Write `value` with sorted keys; NaN and infinity raise `ValueError`, since JSON has neither."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_text(out, text + "\n")
 
@@ -150,7 +150,7 @@ def _damaged(path: Path, error: Exception) -> Refused:
 
 
 def copied(path: Path) -> str:
-    """Where a fetched file is to be corrected, if it is a copy of a user's own; else ""."""
+    """Return where to correct a fetched file if it is a copy of a user's own file, else ""."""
     provenance = path.parent / "provenance.json"
     if not provenance.is_file() or read_json(provenance)["source"] != "own":
         return ""
@@ -158,35 +158,35 @@ def copied(path: Path) -> str:
 
 
 def mend(path: Path) -> str:
-    """How a damaged file that was fetched is mended: where it was copied from, or by `fetch`."""
+    """Return how to mend a damaged fetched file: correct the user's own file, or fetch it again."""
     return copied(path) or "fetch it again"
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Compute the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def tree_sha256(folder: Path) -> str:
-    """One SHA-256 for a folder: over the sorted relative names and hashes of its files."""
+    """Compute one SHA-256 for a folder, over the sorted relative names and hashes of its files."""
     lines = [f"{p.relative_to(folder).as_posix()} {sha256(p)}\n" for p in sorted(folder.rglob("*")) if p.is_file()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def digest(value: Any, key: str = "") -> str:
-    """A keyed hash of a JSON value, in hexadecimal: the same for equal content, whatever the order of its keys."""
+    """Compute a keyed hash of a JSON value, in hexadecimal; the order of an object's keys does not matter."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, key=key.encode()).hexdigest()
 
 
 def unit_hash(value: Any, key: str) -> float:
-    """Where the keyed hash of a value falls in [0, 1): what chooses items and held-out rows."""
+    """Map a value to a number in [0, 1) by its keyed hash, which chooses items and held-out rows."""
     return int(digest(value, key)[:13], 16) / 16**13
 
 
 def kept(folder: Path) -> Path:
-    """The folder for what a stage keeps from run to run, made if it is not there.
+    """Return the folder for what a stage keeps from run to run, and make it if it does not exist.
 
     Args:
         folder: as `own`.
@@ -207,14 +207,14 @@ def kept(folder: Path) -> Path:
 
 
 def own(folder: Path) -> Path:
-    """Where this user's folder beside a cache lies.
+    """Return the path of this user's folder beside a cache.
 
-    With a cache in a checkout of this user's, that is in the checkout's `.dvc`, which queued copies share. A cache
-    elsewhere may lie in a folder of anybody's: then it is within the cache, on the same large disk, under a name that
-    `dvc gc` does not look at.
+    If the cache lies in a checkout that this user owns, the folder is in its `.dvc`, which queued copies share.
+    A cache elsewhere may lie in anybody's folder: then the folder is within the cache, on the same large disk, under a
+    name that `dvc gc` ignores.
 
     Args:
-        folder: `<cache>/../<name>`, as dvc.yaml writes it; any other is taken as it is.
+        folder: `<cache>/../<name>`, as dvc.yaml writes it; any other path is returned as it is.
     """
     if folder.parts[-2:-1] != ("..",):
         return folder
@@ -225,7 +225,7 @@ def own(folder: Path) -> Path:
 
 
 def unusable(place: Path, why: str) -> Refused:
-    """The refusal of a folder that cannot be written to."""
+    """Return the refusal to use a folder that cannot be written to."""
     return Refused(
         f"{place}, for what a stage keeps from run to run, cannot be used: {why}.\n"
         "Make DVC's cache writable to you, or name another: dvc cache dir --local <folder>"
@@ -233,9 +233,9 @@ def unusable(place: Path, why: str) -> Refused:
 
 
 def unfinished(state: Path, made_from: dict[str, Any]) -> Path:
-    """The folder for what a stage has done so far, named for all that it depends on: its inputs, parameters and code.
+    """Return the folder for the state of an unfinished run, named for its inputs, parameters and code.
 
-    Of runs that were killed and never taken up again, the ones touched last are kept, `UNFINISHED` a stage.
+    Of runs that were killed and never continued, the most recent are kept, `UNFINISHED` per stage.
 
     Args:
         state: a folder outside the stage's outputs, which a killed run leaves behind.

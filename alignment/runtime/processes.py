@@ -18,7 +18,7 @@ NO_MEMORY = ("can't allocate memory", "not enough memory")  # on a CPU torch has
 
 
 def no_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the GPU or of the machine, has run out."""
+    """Return whether an error says that the memory of the GPU or of the machine has run out."""
     import torch
 
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
@@ -26,10 +26,10 @@ def no_memory(error: BaseException) -> bool:
 
 
 def world(device: str = "") -> "PartialState":
-    """This process among those that `accelerate launch` started: its number, theirs, whether it is the first.
+    """Return this process's place among those of `accelerate launch`: its number, their count, whether it is first.
 
     Args:
-        device: cpu or cuda, where it is asked for the first time.
+        device: cpu or cuda, in the first call of a process.
     """
     from accelerate import PartialState
 
@@ -38,10 +38,10 @@ def world(device: str = "") -> "PartialState":
 
 
 def require_device(device: str) -> None:
-    """Check that a device is here.
+    """Check that this machine has a device.
 
     Raises:
-        Refused: saying why torch does not see it.
+        Refused: it has none; the message says why torch does not see it.
     """
     if device != "cuda":
         return
@@ -54,7 +54,7 @@ def require_device(device: str) -> None:
 
 
 def lock_output(out: Path, device: str) -> "PartialState":
-    """As `world`, once the first of them holds `out`, as `files.claim` has it."""
+    """Return what `world` returns, once the first process holds `out` by `files.claim`."""
     state = world(device)
     if state.is_main_process:
         files.claim(out)
@@ -62,7 +62,7 @@ def lock_output(out: Path, device: str) -> "PartialState":
 
 
 def map_rows(rows: Sequence[Any], compute: Callable[[Any], Any], label: str) -> list[Any]:
-    """`compute` of each row, dealt to the processes and gathered in the order of rows on each."""
+    """Apply `compute` to every row over all processes, and return the results in the order of rows on each process."""
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
@@ -77,12 +77,12 @@ def map_rows(rows: Sequence[Any], compute: Callable[[Any], Any], label: str) -> 
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def lives(pid: int) -> bool:
-    """Whether a process of that number is there, be it another user's."""
+    """Return whether a process with that number exists, even another user's."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -93,6 +93,9 @@ def lives(pid: int) -> bool:
 
 
 def started_as(pid: int) -> str:
-    """The command line of a process, where the system shows it; a number is given again to other processes."""
+    """Return the command line of a process, or "" where the system does not show it.
+
+    The system reuses process numbers; the command line tells whether this is still the same process.
+    """
     path = Path(f"/proc/{pid}/cmdline")
     return path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() if path.is_file() else ""

@@ -40,7 +40,7 @@ class Chunk(NamedTuple):
 
 
 def chunks(path: Path) -> list[Chunk]:
-    """The parts of a file, in order.
+    """List the parts of a file, in order.
 
     Raises:
         Refused: the file is empty, damaged or of another kind.
@@ -94,7 +94,7 @@ def numbered(part: Chunk, wanted: Container[int] | None = None) -> Iterator[tupl
 
 
 def is_parquet(part: Chunk) -> bool:
-    """Whether the rows of a part lie in columns."""
+    """Return whether a part belongs to a Parquet file."""
     return part.path.suffix == ".parquet"
 
 
@@ -129,11 +129,11 @@ def _lines(path: Path, wanted: Container[int] | None) -> Iterator[tuple[int, Any
 
 
 def chosen(part: Chunk, choose: Callable[[int, pa.RecordBatch], NDArray[np.bool_]]) -> Iterator[tuple[int, Any]]:
-    """Yield `(number, row)` of those rows of a part of Parquet that are chosen by their columns.
+    """Yield `(number, row)` for the rows of a Parquet row group that a function of its columns chooses.
 
     Args:
         part: a row group.
-        choose: from the number of a batch's first row and the batch to which of its rows are yielded.
+        choose: takes the number of a batch's first row and the batch; returns a mask of the rows to yield.
 
     Raises:
         Refused: as `rows`.
@@ -155,10 +155,10 @@ def chosen(part: Chunk, choose: Callable[[int, pa.RecordBatch], NDArray[np.bool_
 
 
 def _kept(path: Path, name: str, column: pa.Array, kept: pa.Array) -> list[Any]:
-    """Some values of a column.
+    """Return the values of a column where a mask is true.
 
     Raises:
-        Refused: Python has nothing for them, such as the year 10,000; the bytes are whole, so it is the column's type.
+        Refused: Python cannot hold a value, such as the year 10,000. The file is intact: the column's type is why.
     """
     if column.type == pa.string_view():  # which Arrow cannot filter
         column = column.cast(pa.large_string())
@@ -172,7 +172,7 @@ def _kept(path: Path, name: str, column: pa.Array, kept: pa.Array) -> list[Any]:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """A column's values; of text by way of NumPy, which is several times faster."""
+    """Return a column's values; text goes by way of NumPy, which is several times faster."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return list(column.to_numpy(zero_copy_only=False))
     return list(column.to_pylist())
@@ -191,7 +191,7 @@ def require(row: Any, fields: dict[str, type | tuple[type, ...]], inside: str = 
         inside: where in the row the object stands, if it is not the row itself.
 
     Raises:
-        Malformed: naming the first field that is missing or of another type.
+        Malformed: the message names the first field that is missing or of another type.
     """
     place = f" in {inside!r}" if inside else ""
     if not isinstance(row, dict):
@@ -207,10 +207,10 @@ def require(row: Any, fields: dict[str, type | tuple[type, ...]], inside: str = 
 
 
 def finite(row: dict[str, Any], name: str) -> float:
-    """The number in the column `name`.
+    """Return the number in the column `name`.
 
     Raises:
-        Malformed: it is no number, or one that no float holds; JSON readers accept NaN, Infinity and any integer.
+        Malformed: it is no number, or none that a float can hold; JSON readers accept NaN, Infinity and any integer.
     """
     require(row, {name: (int, float)})
     try:
@@ -223,12 +223,12 @@ def finite(row: dict[str, Any], name: str) -> float:
 
 
 def brief(value: Any) -> str:
-    """A value from a row as a message shows it: one short line, whatever the row holds."""
+    """Format a value of a row for a message, on one short line."""
     return _BRIEF.repr(value)
 
 
 def shown(row: dict[str, Any]) -> str:
-    """The columns of a row as a message shows them."""
+    """Format the names of a row's columns for a message."""
     names = [brief(name)[1:-1] for name in list(row)[:20]]
     more = f" and {len(row) - 20} more" if len(row) > 20 else ""
     return f"the columns {', '.join(names)}{more}" if names else "no columns with a value"

@@ -32,10 +32,10 @@ from alignment.scoring.benchmarks.tasks import BENCHMARKS
 
 
 def check_limit(max_tokens: int, base: Path) -> None:
-    """Check that the base model can read the rows that a limit lets through.
+    """Check that the base model can read rows of the longest length that is allowed.
 
     Raises:
-        Refused: it cannot.
+        Refused: the base model cannot.
     """
     longest = loading.longest_row(base)
     if max_tokens > longest:
@@ -112,7 +112,7 @@ class Measure:
 
 
 def _texts(folder: Path, task: str) -> Iterator[tuple[str, str, str]]:
-    """The names of a task's items, with questions and answers."""
+    """Yield the name, question and answer of each of a task's items."""
     if task in BENCHMARKS:
         yield from tasks.texts(folder, task)
         return
@@ -143,10 +143,10 @@ class RowCounts:
     contaminated: list[tuple[str, list[Item]]] = field(default_factory=list)
 
     def metrics(self, counts: Sequence[str]) -> dict[str, int]:
-        """Flat counts, every cause and every benchmark named, so that datasets line up in one set of columns.
+        """Return flat counts that name every cause and every benchmark, so that all datasets have the same columns.
 
         Args:
-            tasks: whose items were looked for.
+            counts: the tasks whose items were looked for.
         """
         rows = {"read": self.read, "kept": self.kept, "heldout": self.heldout, "not_needed": self.not_needed}
         dropped = {f"dropped.{cause}": self.dropped[cause] for cause in Cause}
@@ -169,13 +169,13 @@ def choose(
 ) -> tuple[list[ParsedRow], list[ParsedRow], RowCounts]:
     """Take rows of a corpus in the order of their keys until there are enough.
 
-    Those held out are taken first: a row to train on must not open as one of them.
+    Held-out rows are taken first, since a training row must not have the opening of one of them.
 
     Args:
         reader: reads the corpus; it measures a row as `Measured`.
         kept: how many rows to train on, at most.
         heldout: how many rows to hold out, at most.
-        cap: at most so many rows of one group, or None.
+        cap: how many rows of one group to take, at most, or None.
         near_duplicate: the similarity from which a row nearly repeats an earlier one.
 
     Returns:
@@ -195,7 +195,7 @@ def choose(
 
 @dataclass
 class _Taker:
-    """What was taken so far, in so far as it decides about the next row."""
+    """The rows taken so far, as far as they decide about the next row."""
 
     reader: Reader
     keys: NDArray[Any]
@@ -207,7 +207,7 @@ class _Taker:
     groups: Counter[int] = field(default_factory=Counter)
 
     def take(self, places: NDArray[np.intp], wanted: int) -> list[ParsedRow]:
-        """At most so many of the rows at these places, in their order."""
+        """Take at most `wanted` of the rows at these places, in their order."""
         taken: list[ParsedRow] = []
         start, ahead = 0, wanted + wanted // 8 + 64  # a few more than wanted: some are dropped
         while start < len(places) and len(taken) < wanted:
@@ -223,7 +223,7 @@ class _Taker:
         return taken
 
     def refusal(self, row: ParsedRow) -> Cause | None:
-        """Why a row is not taken; None keeps it."""
+        """Return why a row is not taken; None keeps it."""
         measured: Measured = row.measured
         if measured.opening in self.reserved:
             return Cause.heldout_prompt
@@ -246,11 +246,13 @@ class _Taker:
 
 
 def order(keys: NDArray[Any], heldout: bool) -> NDArray[np.intp]:
-    """Where the rows that are held out, or the others, stand among all: by key, each stratum at the pace of its share.
+    """List the places of the held-out rows, or of the others, in the order in which they are taken.
+
+    Rows go by key, and each stratum advances in proportion to its share.
 
     Args:
         keys: of all rows, as `order.KEY`.
-        heldout: which of them.
+        heldout: whether the held-out rows are wanted.
     """
     places = np.flatnonzero(keys["heldout"] == heldout)
     last = [keys[name][places] for name in ("number", "part", "key")]  # equal keys are equal rows: any order will do
@@ -280,9 +282,9 @@ FOUND = pa.schema([("row", pa.string()), ("task", pa.string()), ("item", pa.stri
 
 
 def table(role: Role, train: list[ParsedRow], heldout: list[ParsedRow]) -> pa.Table:
-    """The chosen rows in TRL's conversational format, with an id and a split, `train` or `heldout`.
+    """Make the table of chosen rows in TRL's conversational format, with an id and a split (`train`, `heldout`).
 
-    Where a turn says that it is not trained, messages have a column `trained`.
+    If a turn is marked as not trained, messages have a column `trained`.
     """
     schema = SCHEMAS[role]
     if any("trained" in message for row in (*train, *heldout) for message in turns(row.example)):
@@ -297,6 +299,9 @@ def table(role: Role, train: list[ParsedRow], heldout: list[ParsedRow]) -> pa.Ta
 
 
 def found(account: RowCounts) -> pa.Table:
-    """The items found and the rows that were dropped for them, as `FOUND`, sorted; equal rows have one line an item."""
+    """List the benchmark items found and the rows dropped for them, as `FOUND`, sorted.
+
+    Equal rows have one line per item.
+    """
     lines = sorted({(row, *item) for row, items in account.contaminated for item in items})
     return pa.Table.from_pylist([dict(zip(FOUND.names, line, strict=True)) for line in lines], FOUND)

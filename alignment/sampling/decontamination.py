@@ -21,7 +21,7 @@ Item = tuple[str, str]  # a benchmark, and the name of one of its items
 
 
 def _parts(words: Sequence[str]) -> int:
-    """How many words as `normal` has them make one: two where more than half are single characters."""
+    """Count how many words of `normal` make one: two where more than half are single characters."""
     return 1 + (2 * sum(map(bool, map(CHARACTER.match, words))) > len(words))
 
 
@@ -50,7 +50,7 @@ class Contamination:
         self._known = {length: _sorted(parts) for length, parts in found.items()}
 
     def _telling(self, question: str, answer: str) -> Iterator[tuple[int, Hashes]]:
-        """The runs that give an item away, with their length."""
+        """Yield the runs that give an item away, with their length."""
         asked, answered = normal(question), normal(answer)
         words = [*asked, *answered]
         parts = _parts(words)
@@ -64,7 +64,7 @@ class Contamination:
                 yield length, numbers
 
     def __call__(self, words: Hashes) -> list[Item]:
-        """The items that a text contains, by the hashes of its words, sorted."""
+        """List the items that a text contains, by the hashes of its words, sorted."""
         found: set[int] = set()
         for length, numbers in runs(words, max(self._known, default=0)):
             if length in self._known:
@@ -77,14 +77,14 @@ class Contamination:
 
 
 def telling(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str, str]]:
-    """What may be the question and the answer of items whose columns nobody has named.
+    """Yield texts that may be the question and the answer of items whose columns nobody has named.
 
     Each text of a row stands for itself, which counts from `SHORTEST` words on. A shorter one counts together with
     another short one of another column, in either order: one of them may be the question and the other its answer, or
     a wrong choice. Single letters are labels, and a text that all rows have is no item's own.
 
     Args:
-        rows: of one task.
+        rows: raw rows of one task.
 
     Yields:
         The number of a row, and two texts for `Contamination`.
@@ -104,7 +104,7 @@ def _is_short(words: Sequence[str]) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts inside a value, in order."""
+    """Yield the texts inside a value, in order."""
     if isinstance(value, str) and (len(value) > 1 or value.isdecimal()):
         yield value
     elif isinstance(value, dict | list):
@@ -113,7 +113,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _sorted(parts: list[tuple[int, Hashes]]) -> tuple[Hashes, NDArray[np.int32]]:
-    """Runs in order, one that several items have as often, and for each the number of its item."""
+    """Sort runs, and return for each the number of its item; a run of several items occurs once for each."""
     known = np.concatenate([numbers for _, numbers in parts])
     items = np.repeat(np.array([item for item, _ in parts], dtype=np.int32), [len(n) for _, n in parts])
     order = np.argsort(known, kind="stable")

@@ -17,7 +17,10 @@ PERMUTATIONS = 128  # of MinHash: an estimated similarity is within 0.07 of the 
 
 
 def signature(words: Hashes) -> NDArray[np.uint32]:
-    """A text's MinHash (Broder 1997) over its runs of `SHINGLE` words, or over all of fewer words."""
+    """Compute a text's MinHash (Broder 1997) over its runs of `SHINGLE` words.
+
+    A text of fewer words counts as one run.
+    """
     *_, (_, numbers) = [(0, words), *runs(words, SHINGLE)]
     sketch = _empty().copy()
     sketch.update_batch((numbers >> np.uint64(32)).tolist())
@@ -44,7 +47,7 @@ class NearDuplicates:
         self._in_band: dict[int, tuple[int, ...]] = {}
 
     def has(self, signature: NDArray[np.uint32], group: Hashable = None) -> bool:
-        """Whether a kept text nearly says the same; one of the same group, other than None, does not count."""
+        """Return whether a kept text is nearly the same; one of the same group does not count, except for None."""
         near = {number for band in self._bands(signature) for number in self._in_band.get(band, ())}
         return any(
             (group is None or group != other) and float(np.mean(kept == signature)) >= self._similarity
@@ -52,7 +55,7 @@ class NearDuplicates:
         )
 
     def add(self, signature: NDArray[np.uint32], group: Hashable = None) -> None:
-        """Keep a text."""
+        """Keep the signature of a text."""
         for band in self._bands(signature):
             self._in_band[band] = (*self._in_band.get(band, ()), len(self._kept))
         self._kept.append((signature, group))

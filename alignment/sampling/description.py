@@ -68,7 +68,7 @@ class Texts:
         self.words.update(side.words)
 
     def figures(self, name: str) -> dict[str, float]:
-        """`diversity.<name>`, and `duplicates.<name>`: the share of these texts whose words an earlier one has."""
+        """Return `diversity.<name>`, and `duplicates.<name>`: the share of texts whose words an earlier one has."""
         return {
             f"diversity.{name}": round(diversity(self.words), DIGITS),
             f"duplicates.{name}": round(1 - len(self.distinct) / self.read, DIGITS),
@@ -76,7 +76,7 @@ class Texts:
 
 
 def diversity(words: Counter[str], drawn: int = DRAWN) -> float:
-    """The expected type-token ratio of `drawn` words, drawn at random from all words without replacement.
+    """Compute the expected type-token ratio of `drawn` words, drawn at random without replacement.
 
     A plain type-token ratio falls as a text grows. This one does not: it is Hurlbert's rarefaction (1971, The
     Nonconcept of Species Diversity, Ecology 52), which HD-D (McCarthy and Jarvis 2010, MTLD, vocd-D, and HD-D,
@@ -85,7 +85,7 @@ def diversity(words: Counter[str], drawn: int = DRAWN) -> float:
 
     Args:
         words: how often each word occurs, over the whole dataset.
-        drawn: how many are drawn. Of fewer words all are: a plain ratio, not comparable between sets.
+        drawn: how many are drawn. A set of fewer words gives its plain ratio, not comparable between sets.
 
     Returns:
         Distinct words over words drawn, up to 1; 0 where there is no word.
@@ -115,13 +115,13 @@ class Mentions:
         self._first = set(self._starting)
 
     def __call__(self, side: Words) -> set[str]:
-        """The groups that `side` mentions."""
+        """Return the groups that `side` mentions."""
         candidates = [entry for word in self._first.intersection(side.words) for entry in self._starting[word]]
         return {group for phrase, group in candidates if phrase in side.text}
 
 
 def group_words(entries: list[str]) -> dict[str, list[str]]:
-    """The words of each group, from the list in params.yaml.
+    """Parse the words of each group from the list in params.yaml.
 
     Args:
         entries: such as `muslim=muslim muslims islam` or `lgbtq=gay same_sex`, where `_` joins the words of a phrase.
@@ -203,7 +203,7 @@ def _tokens(role: Role, lengths: Sequence[Lengths]) -> dict[str, float]:
 
 
 def _said(role: Role, examples: Sequence[Any], groups: dict[str, list[str]]) -> dict[str, float]:
-    """Turns, words and code, in one pass that splits every text once."""
+    """Compute the figures of turns, words and code, in one pass that splits every text once."""
     mentions, prompts, replies = Mentions(groups), Texts(), Texts()
     messages, rows_with = 0, Counter[str]()
     overlaps: list[float] = []
@@ -232,7 +232,7 @@ def _said(role: Role, examples: Sequence[Any], groups: dict[str, list[str]]) -> 
 
 
 def _sides(example: Any) -> tuple[list[Message], list[list[Message]]]:
-    """The messages that are read, and those of each reply that is trained."""
+    """Return the messages that are read, and those of each reply that is trained."""
     if "messages" not in example:
         return example["prompt"], [example["chosen"], example["rejected"]]
     read = [message for message in example["messages"] if not is_trained(message)]
@@ -256,7 +256,7 @@ def _overlap(chosen: Words, rejected: Words) -> float:
 
 
 def _preferred(examples: Sequence[Any], lengths: Sequence[Lengths]) -> dict[str, float]:
-    """By how much the chosen replies are preferred, and by how much they are longer."""
+    """Compute by how much the chosen replies are preferred, and by how much they are longer."""
     margins = [m for m in (example.get("margin") for example in examples) if m is not None and math.isfinite(m)]
     differences = [row.reply - row.other for row in lengths]
     longer = sum((difference > 0) + (difference >= 0) for difference in differences) / 2

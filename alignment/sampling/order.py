@@ -82,15 +82,15 @@ class RowOrder:
 
     @cached_property
     def turns(self) -> dict[str, str]:
-        """The column of each role, where rows of Parquet can be put in order without the parser; {} where not."""
+        """The column of each role, where Parquet rows can be ordered without the parser; else {}."""
         plain = self.role is Role.demonstrations and not self.module.GROUP
         return getattr(self.module, "TURNS", {}) if plain else {}
 
     def key(self, part: int, path: Path, number: int, row: Any, example: Any) -> Key:
-        """The key of a row that can be used.
+        """Compute the key of a row that can be used.
 
         Raises:
-            Malformed: its text is no Unicode.
+            Malformed: its text is not valid Unicode.
         """
         try:
             content, opening = _content(example)
@@ -104,7 +104,7 @@ class RowOrder:
         return Key(key, post, stratum, heldout, part, number)
 
     def plain(self, part: int, path: Path, first: int, batch: pa.RecordBatch) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-        """Which rows of a batch are what `TURNS` says, by their texts' first characters alone, and their keys.
+        """Find the rows of a batch that are as `TURNS` says, by the first characters of their texts, and their keys.
 
         Args:
             part: which part of the corpus the batch belongs to.
@@ -113,7 +113,7 @@ class RowOrder:
             batch: the rows.
 
         Returns:
-            A mask, and as `KEY` what `key` gives to those rows. No string is made of any text.
+            A mask, and the keys of those rows as `KEY`, equal to those of `key`. No text becomes a Python string.
         """
         texts = [_Texts.of(batch, column) for column in self.turns.values()]
         mask = np.logical_and.reduce([column.visible() for column in texts])
@@ -127,7 +127,7 @@ class RowOrder:
         return mask, found
 
     def _order(self, content: str, opening: str, path: Path) -> tuple[int, bool]:
-        """What a row is ordered by, and whether it is held out."""
+        """Return the number that a row is ordered by, and whether it is held out."""
         if patterns := self.module.HELDOUT:
             heldout = any(fnmatch(path.relative_to(self.raw).as_posix(), pattern) for pattern in patterns)
         else:
@@ -136,16 +136,16 @@ class RowOrder:
 
     @cached_property
     def _salts(self) -> tuple[int, int, int]:
-        """Of the order of rows that may be trained, of the order of held-out ones, and of which are held out."""
+        """The salts of the order of trainable rows, of the order of held-out rows, and of the held-out choice."""
         salts = (f"train {self.seed}", f"heldout {self.item_seed}", f"whether {self.item_seed}")
         first, second, third = (_number(salt.encode()) for salt in salts)
         return first, second, third
 
 
 def _content(example: Any) -> tuple[str, str]:
-    """All that an example says, and all that it says before the first reply, each text as a number.
+    """Return all that an example says, and all before the first reply, with each text as a number.
 
-    Equal for examples that say the same, and for no others as far as 64 bits tell.
+    The results are equal for examples that say the same, and for others only if 64-bit hashes collide.
     """
     marks, opening, replied = [], [], False
     for side in ("messages", "prompt", "chosen", "rejected"):
@@ -184,7 +184,7 @@ class _Texts(NamedTuple):
 
     @classmethod
     def of(cls, batch: pa.RecordBatch, name: str) -> "_Texts":
-        """The column `name`; nulls where it is missing, or no text."""
+        """Read the column `name` as bytes; nulls where it is missing or holds no text."""
         place = batch.schema.get_field_index(name)
         column = batch.column(place) if place >= 0 else pa.nulls(len(batch))
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
@@ -195,14 +195,14 @@ class _Texts(NamedTuple):
         return cls(np.frombuffer(data or b"", np.uint8), edges[:-1], edges[1:])
 
     def visible(self) -> NDArray[np.bool_]:
-        """Which texts begin with a visible character of ASCII, so that they are not empty in anyone's eyes."""
+        """Mark the texts that begin with a visible ASCII character, and so are not empty by any definition."""
         filled = self.ends > self.starts
         first = np.zeros(len(filled), np.uint8)
         first[filled] = self.data[self.starts[filled]]
         return (first > ord(" ")) & (first < 127)
 
     def numbers(self, rows: NDArray[np.bool_]) -> Iterable[int]:
-        """The number of the text of each of `rows`."""
+        """Return the number of the text in each of `rows`."""
         view = self.data.data
         edges = zip(self.starts[rows].tolist(), self.ends[rows].tolist(), strict=True)
         return (_number(view[start:end]) for start, end in edges)

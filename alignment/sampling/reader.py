@@ -84,7 +84,7 @@ class Found:
     passed_over: set[str] = field(default_factory=set)
 
     def add(self, other: "Found") -> None:
-        """Take in what another part has."""
+        """Add what another part has."""
         self.read += other.read
         self.dropped += other.dropped
         self.wrong = (self.wrong + other.wrong)[:SHOWN]
@@ -104,8 +104,8 @@ class Reader:
     """Reads a corpus.
 
     Args:
-        policy: how.
-        measure: what is wanted of an example besides the example.
+        policy: how rows are parsed and ordered.
+        measure: computes what is wanted of an example besides the example.
         parts: what is read in one go.
         across: `map`, or that of a pool of processes that `_start` has made ready.
     """
@@ -120,7 +120,7 @@ class Reader:
         self._map: Callable[..., Any] = across or map
 
     def keys(self) -> tuple[NDArray[Any], int, Counter[Cause]]:
-        """The keys of all rows that can be used, how many were read, how many cannot be used by cause.
+        """Return the keys of all usable rows, how many rows were read, and how many cannot be used, by cause.
 
         Raises:
             Refused: more rows have the wrong shape than the policy allows; the message shows the first few.
@@ -144,7 +144,7 @@ class Reader:
         return np.concatenate([*found.keys, best]), found.read, found.dropped
 
     def rows(self, keys: NDArray[Any]) -> list[ParsedRow]:
-        """The rows of some keys, parsed and measured, in the order of the keys."""
+        """Read the rows of some keys, parsed and measured, in the order of the keys."""
         wanted: dict[int, dict[int, int]] = {}
         for place, (part, number) in enumerate(zip(keys["part"].tolist(), keys["number"].tolist(), strict=True)):
             wanted.setdefault(part, {})[number] = place
@@ -163,7 +163,7 @@ class Reader:
 
 
 def paths(raw: Path) -> list[Path]:
-    """The files with rows of a fetched folder, in order."""
+    """List the files with rows in a fetched folder, sorted."""
     return sorted(path for path in raw.rglob("*") if path.is_file() and path.name != "provenance.json")
 
 
@@ -171,12 +171,12 @@ def paths(raw: Path) -> list[Path]:
 def reading(
     policy: RowOrder, make: Callable[[], Callable[[Any], Any]], processes: int | None = None
 ) -> Iterator[Reader]:
-    """A reader, with the processes that it shares its work with.
+    """Yield a reader, with the processes that it shares its work with.
 
     Args:
         policy: how rows are parsed and ordered.
-        make: makes what is wanted of an example besides the example, to be sent to other processes.
-        processes: how many. By default one for each core that this process may use; none besides this one for little
+        make: makes the function that measures an example; it must be possible to send it to other processes.
+        processes: how many. By default one for each core that this process may use, and only this one for little
             data. Their number changes nothing but the time.
     """
     found = paths(policy.raw)
@@ -208,7 +208,7 @@ _here: list[Any] = []  # in a process of a pool: the policy and the measure, sen
 
 
 def _end_with_stage() -> None:
-    """Stop this process when the stage dies: what it was forked from would keep it."""
+    """Stop this process when the stage dies: the server that it was forked from would keep it running."""
     stage = multiprocessing.parent_process()
     assert stage
 
@@ -266,7 +266,7 @@ def _find(policy: RowOrder, place: int, part: Chunk) -> Found:
 
 
 def _left(policy: RowOrder, place: int, part: Chunk, found: Found) -> Iterator[tuple[int, Any]]:
-    """The rows of a part that are to be parsed; of the others, `found` has taken the keys from their columns."""
+    """Yield the rows of a part that must be parsed; the keys of the others are added to `found` from their columns."""
     if not (policy.turns and records.is_parquet(part)):
         yield from records.numbered(part)
         return

@@ -24,19 +24,22 @@ Hashes = NDArray[np.uint64]
 
 
 def normal(text: str) -> list[str]:
-    """A text's words: compatibility forms, case, punctuation and space make no difference."""
+    """List a text's words; compatibility forms, case, punctuation and space make no difference."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     return (WORD if plain.isascii() else APART).findall(plain)
 
 
 def hashes(words: Iterable[str]) -> Hashes:
-    """A number for each word."""
+    """Hash each word to a number."""
     joined = b"".join(hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words)
     return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
 
 
 def runs(words: Hashes, longest: int) -> Iterator[tuple[int, Hashes]]:
-    """For each length up to `longest` a number for each run of so many words; nothing where there are fewer words."""
+    """Yield each length up to `longest` with a number for each run of that many words.
+
+    Lengths beyond the number of words are left out.
+    """
     found = words[:0]
     for length in range(1, min(longest, len(words)) + 1):
         found = words.copy() if length == 1 else found[:-1] * FACTOR + words[length - 1 :]

@@ -21,7 +21,7 @@ POWER = 0.8
 
 
 def contrast(weights: Sequence[float], statistics: Sequence[Statistic]) -> Statistic:
-    """A weighted sum of figures over the same rows, such as a change or an interaction: again such a figure."""
+    """Sum figures over the same rows with weights, for a change or an interaction; the sum is a figure too."""
     pairs = list(zip(weights, statistics, strict=True))
     return Statistic(
         sum(weight * each.value for weight, each in pairs),
@@ -31,12 +31,12 @@ def contrast(weights: Sequence[float], statistics: Sequence[Statistic]) -> Stati
 
 
 def difference(before: Statistic, after: Statistic) -> Statistic:
-    """The change of a figure over the same rows; its influence on each row is the difference of the two."""
+    """Compute the change of a figure over the same rows; its influence on each row is the difference of the two."""
     return contrast((-1, 1), (before, after))
 
 
 def p_value(estimate: Estimate, degrees: float, null: float = 0.0) -> float:
-    """The two-sided p of an estimate being `null`, by t; 1 where it is just that, NaN without a standard error."""
+    """Compute the two-sided p by t that an estimate is `null`: 1 if it is equal, NaN without a standard error."""
     if estimate.value == null:
         return 1.0
     if not estimate.se > 0:
@@ -45,9 +45,9 @@ def p_value(estimate: Estimate, degrees: float, null: float = 0.0) -> float:
 
 
 def p_below(estimate: Estimate, degrees: float, bound: float) -> float:
-    """The one-sided p, by t, of a true value of at least `bound`: small where the estimate is certainly below it.
+    """Compute the one-sided p, by t, of a true value of at least `bound`: small if the value is surely below it.
 
-    Without a standard error the estimate is taken for the value; NaN where it is not defined.
+    Without a standard error the estimate counts as the true value; p is NaN where the estimate is not defined.
     """
     if not estimate.se > 0:
         return math.nan if math.isnan(estimate.value) else float(estimate.value >= bound)
@@ -55,7 +55,7 @@ def p_below(estimate: Estimate, degrees: float, bound: float) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p values of one family, in the order given; NaN is no member of the family."""
+    """Adjust the p values of one family by Holm (1979), in the order given; NaN is no member of the family."""
     order = sorted((p, place) for place, p in enumerate(ps) if not math.isnan(p))
     adjusted, highest = [math.nan] * len(ps), 0.0
     for step, (p, place) in enumerate(order):
@@ -65,7 +65,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def minimum_detectable_effect(se: float, degrees: float, family: int, sides: int = 2) -> float:
-    """The smallest true difference that Holm's first step finds with a chance of 80 %.
+    """Compute the smallest true difference that Holm's first step finds with a probability of 80 %.
 
     (t_{1 - .05 / (2 m)} + t_{.80}) se, for a family of m; 1 in place of 2 for tests of one side.
     """
@@ -101,13 +101,13 @@ class Heterogeneity:
 def heterogeneity(
     changes: Sequence[Statistic], clusters: ArrayLike, drawn: VarianceComponent = NOTHING
 ) -> Heterogeneity:
-    """Whether changes over groups of the same rows differ from each other: chi2 with G - 1 degrees of freedom.
+    """Test whether changes over groups of the same rows differ: chi2 with G - 1 degrees of freedom.
 
     (K D)' (K V K')^-1 K D, where D are the changes, V their covariance by influences clustered as `clusters` says, and
-    K the contrasts to the mean. Not defined where a group's change is a fixed sum of others', as of equal groups.
+    K the contrasts to the mean. Not defined where a group's change is a fixed sum of others', as for equal groups.
 
     Args:
-        changes: of each group.
+        changes: the change of each group.
         clusters: the cluster of every row.
         drawn: the variance of each change around their mean by what else was drawn, such as seeds, which adds to V. It
             is known from few runs, so p is then by F with Satterthwaite's degrees of freedom.
@@ -128,13 +128,16 @@ def heterogeneity(
 
 
 def _around(covariance: Floats) -> float:
-    """The mean variance of figures around their mean: the trace of their contrasts."""
+    """Compute the mean variance of figures around their mean: the trace of their contrasts."""
     figures = len(covariance)
     return float(np.trace(covariance) - covariance.sum() / figures) / (figures - 1)
 
 
 def covariance(statistics: Sequence[Statistic], clusters: ArrayLike) -> Floats:
-    """The covariance of figures over the same rows; its diagonal is the square of `Statistic.estimate`'s errors."""
+    """Compute the covariance of figures over the same rows.
+
+    Its diagonal is the square of the standard errors of `Statistic.estimate`.
+    """
     _, codes = np.unique(np.asarray(clusters), return_inverse=True)
     totals = np.array([np.bincount(codes, weights=each.influence) for each in statistics])
     counts = np.array([len(np.unique(codes[each.members])) for each in statistics], dtype=np.float64)
@@ -156,7 +159,7 @@ class SeedVariance:
 
     @classmethod
     def pooled(cls, variants: Sequence[ArrayLike]) -> "SeedVariance":
-        """Of the figures of each variant's runs: runs by figures, or runs for a single figure."""
+        """Pool the variance over variants; each has an array of runs by figures, or of runs for one figure."""
         tables = [np.asarray(runs, dtype=np.float64).reshape(len(np.asarray(runs)), -1) for runs in variants]
         degrees = sum(len(table) - 1 for table in tables)
         apart = [table - table.mean(axis=0) for table in tables]
@@ -164,14 +167,14 @@ class SeedVariance:
         return cls(squares / degrees if degrees else np.full_like(squares, math.nan), degrees)
 
     def part(self, weights: Sequence[float], runs: Sequence[int]) -> VarianceComponent:
-        """What seeds add to the variance of a weighted sum of variants' means over runs: s^2 * sum of w^2 / S."""
+        """Return the seeds' part of the variance of a weighted sum of variants' means: s^2 * sum of w^2 / S."""
         return VarianceComponent(float(self.covariance[0, 0]) * _shares(weights, runs), self.degrees)
 
     def apart(self, weights: Sequence[float], runs: Sequence[int]) -> VarianceComponent:
-        """What seeds add to the variance of each of several figures around their mean.
+        """Return the seeds' part of the variance of each of several figures around their mean.
 
-        One variance for all: so few runs say how far seeds move figures apart, not which with which. With a covariance
-        of its own for each pair `heterogeneity` would reject a true null nearly always.
+        All figures share one variance: few runs cannot estimate a covariance for each pair. With one, `heterogeneity`
+        would reject a true null nearly always.
         """
         figures = len(self.covariance)
         variance = _around(self.covariance) * _shares(weights, runs) if figures > 1 else 0.0
@@ -183,12 +186,12 @@ def _shares(weights: Sequence[float], runs: Sequence[int]) -> float:
 
 
 def summed(value: float, n: int, parts: Sequence[VarianceComponent]) -> tuple[Estimate, float]:
-    """An estimate whose variance is a sum, such as that of items and that of seeds: V = s_d^2 / n + s_seed^2 / S + ...
+    """Return an estimate whose variance is a sum, such as of items and seeds: V = s_d^2 / n + s_seed^2 / S + ...
 
     Args:
         value: the estimate.
-        n: its units.
-        parts: of the variance; those of 0 count for nothing.
+        n: the number of units.
+        parts: the parts of the variance; those of 0 count for nothing.
 
     Returns:
         The estimate, and its degrees of freedom by Satterthwaite.
@@ -198,7 +201,7 @@ def summed(value: float, n: int, parts: Sequence[VarianceComponent]) -> tuple[Es
 
 
 def total(parts: Sequence[VarianceComponent]) -> VarianceComponent:
-    """Independent parts together, of which there may be none, with Satterthwaite's degrees of freedom."""
+    """Sum independent parts, of which there may be none, with Satterthwaite's degrees of freedom."""
     variance = sum(part.variance for part in parts)
     squares = sum(part.variance**2 / part.degrees for part in parts if part.variance)
     return VarianceComponent(

@@ -41,34 +41,37 @@ class Estimate:
     n: int
 
     def flat(self, name: str, digits: int = DIGITS) -> dict[str, float | int | None]:
-        """Metrics `name`, `name_se`, `name_low`, `name_high`, `name_n`, rounded; null where undefined."""
+        """Return the metrics `name`, `name_se`, `name_low`, `name_high`, `name_n`, rounded; null where undefined."""
         figures = {"": self.value, "_se": self.se, "_low": self.low, "_high": self.high}
         rounded = {f"{name}{k}": round(v, digits) if math.isfinite(v) else None for k, v in figures.items()}
         return {**rounded, f"{name}_n": self.n}
 
 
 def of_mean(values: ArrayLike) -> Estimate:
-    """The mean of independent units: standard error from the sample variance, t interval with n - 1 degrees."""
+    """Estimate the mean of independent units, with the t interval of n - 1 degrees of freedom.
+
+    The standard error is from the sample variance.
+    """
     x = np.asarray(values, dtype=np.float64)
     se = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
     return interval(float(x.mean()), se, len(x), len(x) - 1)
 
 
 def interval(value: float, se: float, n: int, degrees: float) -> Estimate:
-    """An estimate whose interval is t with `degrees` of freedom."""
+    """Return an estimate with its t interval at `degrees` degrees of freedom."""
     half = float(special.stdtrit(degrees, (1 + LEVEL) / 2)) * se if degrees > 0 else math.nan
     return Estimate(value, se, value - half, value + half, n)
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate of `count` in `n`."""
+    """Compute Wilson's 95 % interval of a rate of `count` in `n`."""
     z = float(special.ndtri((1 + LEVEL) / 2))
     middle, half = count + z * z / 2, z * math.sqrt(count * (n - count) / n + z * z / 4)
     return (middle - half) / (n + z * z), (middle + half) / (n + z * z)
 
 
 def rare(count: int, n: int) -> bool:
-    """Whether a rate is below 5 % by its one-sided 95 % Clopper-Pearson bound."""
+    """Return whether a rate is below 5 % by its one-sided 95 % Clopper-Pearson bound."""
     return count < n and float(special.betaincinv(count + 1, n - count, LEVEL)) < 1 - LEVEL
 
 
@@ -87,7 +90,7 @@ class Statistic:
     members: NDArray[np.bool_]
 
     def estimate(self, clusters: ArrayLike) -> Estimate:
-        """The figure with a standard error in which rows of one cluster count as one unit.
+        """Return the figure with its standard error; rows of one cluster count as one unit.
 
         se^2 = C / (C - 1) * sum over the C clusters of (sum of their influences)^2; the interval is t with C - 1
         degrees of freedom, and the estimate's `n` is C.
@@ -103,10 +106,10 @@ class Statistic:
 
 
 def average(statistics: Sequence[Statistic], rows: int) -> Statistic:
-    """The plain mean of figures over the same rows, whose overlap its influence carries.
+    """Average figures over the same rows; the influence accounts for rows that they share.
 
     Args:
-        statistics: the figures; none at all have no mean, and its value is NaN.
+        statistics: the figures; without any, the value is NaN.
         rows: how many rows there are.
     """
     if not statistics:
@@ -119,14 +122,14 @@ def average(statistics: Sequence[Statistic], rows: int) -> Statistic:
 
 
 def wins(values: ArrayLike, against: ArrayLike) -> Floats:
-    """How many of `against` each of `values` exceeds, a tie counting one half; exact, by sorting."""
+    """Count for each of `values` how many of `against` it exceeds, a tie as one half; exact, by sorting."""
     ordered = np.sort(np.asarray(against))
     below, not_above = (np.searchsorted(ordered, np.asarray(values), side) for side in ("left", "right"))
     return np.asarray((below + not_above) / 2, dtype=np.float64)
 
 
 def auc(values: ArrayLike, positive: ArrayLike, members: ArrayLike, strata: ArrayLike) -> Statistic:
-    """P(positive > negative) + P(equal) / 2 over the pairs of a positive and a negative row within one stratum.
+    """Compute P(positive > negative) + P(equal) / 2 over the pairs of a positive and a negative row in a stratum.
 
     With a single stratum it is U / (n1 n2) of the Mann-Whitney test. The influence of a row that wins P of the m pairs
     it stands in, of M pairs in all, is (P - AUC * m) / M; a negative row wins what its positive partners win.
@@ -155,7 +158,7 @@ def auc(values: ArrayLike, positive: ArrayLike, members: ArrayLike, strata: Arra
 
 
 def shift(values: ArrayLike, positive: ArrayLike, members: ArrayLike, strata: ArrayLike) -> Statistic:
-    """By how much positive rows exceed negative ones of their stratum, in the values' unit.
+    """Compute how much positive rows exceed negative ones of their stratum on average, in the values' unit.
 
     sum_s w_s (mean of positive - mean of negative) / sum_s w_s, with w_s = n1 n2 / (n1 + n2). The influence of a
     positive row is w_s / sum w * (value - its side's mean) / n1, of a negative one the same with the opposite sign.
@@ -186,7 +189,10 @@ def shift(values: ArrayLike, positive: ArrayLike, members: ArrayLike, strata: Ar
 
 
 def deciles(values: ArrayLike) -> NDArray[np.intp]:
-    """The stratum of each value between the deciles of all of them: an edge itself lies below, equal edges are one."""
+    """Return the stratum of each value between the deciles of all values.
+
+    A value at an edge lies below it, and equal edges are one.
+    """
     x = np.asarray(values)
     edges = np.unique(np.quantile(x, np.arange(1, 10) / 10, method="inverted_cdf"))
     return np.searchsorted(edges, x, "left")

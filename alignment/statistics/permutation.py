@@ -19,10 +19,10 @@ Rows = NDArray[np.bool_]
 
 
 def expected(values: Floats, shifts: Floats, positive: Rows) -> float:
-    """The mean area over all permutations of the values, while shift and side stay with the row.
+    """Compute the mean area over all permutations of the values, while shift and side stay with the row.
 
-    Compared is value - shift. E = sum over levels u of the positive rows' shifts and v of the negative rows' of
-    h_u b_v Q(u - v), where h_u and b_v are the levels' shares and Q(d) = sum over a != b of psi(x_a - x_b, d) /
+    Rows are compared by value - shift. E = sum over levels u of the positive rows' shifts and v of the negative rows'
+    of h_u b_v Q(u - v), where h_u and b_v are the levels' shares and Q(d) = sum over a != b of psi(x_a - x_b, d) /
     (m (m - 1)); psi(a, b) is 1 if a > b, one half if a = b, else 0. The time grows with the number of pairs of levels.
 
     Args:
@@ -43,7 +43,7 @@ def expected(values: Floats, shifts: Floats, positive: Rows) -> float:
 def permuted(
     values: Floats, shifts: Floats, positive: Rows, generator: np.random.Generator, draws: int = DRAWS
 ) -> Floats:
-    """The areas of `draws` random permutations, as in `expected`."""
+    """Compute the areas of `draws` random permutations, as in `expected`."""
     above, below = shifts[positive], shifts[~positive]
     won = np.empty(draws)
     for draw in range(draws):
@@ -62,19 +62,19 @@ def band_multiplier(
     generator: np.random.Generator,
     draws: int = DRAWS,
 ) -> float:
-    """How many standard errors a band about several stratified areas reaches to hold all of them at once.
+    """Compute the half-width, in standard errors, of a band that holds several stratified areas at once.
 
-    The 95 % quantile of the largest |A* - A| / se over the areas, where a draw weighs the clusters by a multinomial of
-    as many as there are: the same weights for all areas, so that what they share counts as shared.
+    It is the 95 % quantile of the largest |A* - A| / se over the areas. Each draw weighs the C clusters by a
+    multinomial of C trials, with the same weights for all areas, so that clusters in several areas count as shared.
 
     Args:
         values: what is compared, for every row.
         positive: the side whose wins are counted.
-        strata: rows are compared within one.
-        clusters: rows of one cluster have one weight.
+        strata: the stratum of every row; rows are compared within one.
+        clusters: the cluster of every row; rows of one cluster have one weight.
         areas: the members of each, and its estimate, with a standard error above 0.
-        generator: of the weights.
-        draws: how many.
+        generator: draws the weights.
+        draws: how many draws.
     """
     _, codes = np.unique(clusters, return_inverse=True)
     count = int(codes.max()) + 1
@@ -91,7 +91,7 @@ def band_multiplier(
 
 
 def _weighted(values: Floats, positive: Rows, strata: NDArray[np.intp], members: Rows, weights: Floats) -> Floats:
-    """The area under each column of weights; NaN where no pair has any."""
+    """Compute the area under each column of weights; NaN where no pair has any weight."""
     won, pairs = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
     for level in np.unique(strata[members]):
         upper, lower = (np.flatnonzero(members & (strata == level) & side) for side in (positive, ~positive))

@@ -1,4 +1,4 @@
-"""Checks of what reached a trainer, before a step is spent: law 8 on real batches.
+"""Checks of what reached a trainer, before a step is spent: EOS, BOS and trained tokens of real batches.
 
 In: a trainer, or rows of tokens. Out: nothing, or a refusal.
 """
@@ -11,7 +11,7 @@ from alignment.runtime import Refused
 
 
 def check_tokens(chat: Chat, ids: str, input_ids: Sequence[int], trained: Sequence[bool]) -> None:
-    """Check one row against law 8 before anything is trained.
+    """Check the tokens of one row before anything is trained: EOS at the end, BOS at the start alone.
 
     Args:
         ids: the row's id, for the message.
@@ -35,14 +35,14 @@ def check_tokens(chat: Chat, ids: str, input_ids: Sequence[int], trained: Sequen
 
 
 def check_lengths(lengths: Iterable[tuple[str, int]], longest: int) -> None:
-    """Check that the base model can read every row, before it reads one.
+    """Check that the base model can read every row, before training starts.
 
     Args:
         lengths: the id of each row and its tokens, of its longer side where it has two.
         longest: tokens that the model can read.
 
     Raises:
-        Refused: naming the first row that is longer.
+        Refused: a row is longer; the message names the first one.
     """
     for name, length in lengths:
         if length > longest:
@@ -53,7 +53,7 @@ def check_lengths(lengths: Iterable[tuple[str, int]], longest: int) -> None:
 
 
 def check_batch(chat: Chat, names: Sequence[str], batch: dict[str, Any]) -> None:
-    """Check one real batch against law 8, as it goes into the model: what a collator masks is not trained.
+    """Check one real batch with `check_tokens`, as it goes into the model: what a collator masks is not trained.
 
     Args:
         names: the ids of its rows.
@@ -80,7 +80,7 @@ def check(trainer: Any, chat: Chat, rows: int) -> None:
         rows: how many rows the trainer must have: none may be lost on the way.
 
     Raises:
-        Refused: the trainer has another number of rows, or its first batch breaks law 8.
+        Refused: the trainer has another number of rows, or its first batch fails `check_batch`.
     """
     found = len(trainer.train_dataset)
     if found != rows:

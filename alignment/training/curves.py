@@ -9,12 +9,12 @@ from alignment.runtime import files
 
 
 def curve(history: list[dict[str, float]], name: str) -> list[float]:
-    """A figure's value at each logged step."""
+    """List a figure's values, one per logged step."""
     return [entry[name] for entry in history if name in entry]
 
 
 def write_curve(out: Path, history: list[dict[str, float]], columns: dict[str, str]) -> None:
-    """Write one line a logged step as CSV.
+    """Write one line per logged step as CSV.
 
     Args:
         history: the Trainer's `state.log_history`.

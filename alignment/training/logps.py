@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def distributions(model: Any, prompt_ids: list[int], reply_ids: list[int]) -> "torch.Tensor":
-    """Log-probabilities of the whole vocabulary at each token of a reply, in float32.
+    """Compute log-probabilities of the whole vocabulary at each token of a reply, in float32.
 
     Returns:
         A tensor of shape (len(reply_ids), vocabulary), in nats.
@@ -26,19 +26,19 @@ def distributions(model: Any, prompt_ids: list[int], reply_ids: list[int]) -> "t
 
 
 def chosen(distributions: "torch.Tensor", ids: list[int]) -> "torch.Tensor":
-    """The log-probabilities of one token a row of `distributions`, of shape (len(ids),)."""
+    """Return the log-probability of one token per row of `distributions`, of shape (len(ids),)."""
     import torch
 
     return distributions.gather(1, torch.tensor(ids, device=distributions.device)[:, None])[:, 0]
 
 
 def logps(model: Any, prompt_ids: list[int], reply_ids: list[int]) -> "torch.Tensor":
-    """Log-probabilities of a reply's tokens after a prompt, of shape (len(reply_ids),), in nats and float32."""
+    """Compute log-probabilities of a reply's tokens after a prompt, of shape (len(reply_ids),), in nats, float32."""
     return chosen(distributions(model, prompt_ids, reply_ids), reply_ids)
 
 
 def trained_logps(model: Any, row: dict[str, list[int]]) -> "torch.Tensor":
-    """Log-probabilities of the trained tokens of one encoded demonstration.
+    """Compute log-probabilities of the trained tokens of one encoded demonstration.
 
     Returns:
         A tensor of shape (trained tokens,), in nats.

@@ -45,28 +45,28 @@ class Plan:
     per_device_batch: int
 
     def tokens(self, first: int = 0) -> int:
-        """The trained tokens of the steps from number `first` on."""
+        """Count the trained tokens of the steps from number `first` on."""
         return sum(self.trained[row] for step in self.steps[first:] for row in step)
 
     def amounts(self) -> dict[str, Any]:
-        """How much is trained, as metrics: rows, steps, passes over the rows, trained tokens."""
+        """Return the amount of training as metrics: rows, steps, passes over the rows, trained tokens."""
         taken = sum(map(len, self.steps))
         passes = round(taken / len(self.names), 4)
         return {"rows": len(self.names), "steps": len(self.steps), "passes": passes, "tokens.trained": self.tokens()}
 
 
 def by_epochs(rows: int, epochs: int, batch: int, seed: int) -> list[list[int]]:
-    """Steps of `batch` rows; each pass is in an order of its own, and its last step takes what is left."""
+    """Plan steps of `batch` rows; each pass has an order of its own, and its last step takes what is left."""
     orders = passes(rows, seed)
     whole = [next(orders) for _ in range(epochs)]
     return [order[start : start + batch] for order in whole for start in range(0, rows, batch)]
 
 
 def by_tokens(trained: Sequence[int], tokens: int, steps: int, seed: int) -> list[list[int]]:
-    """So many steps that train so many tokens, about the same number in each, whatever the rows are.
+    """Plan `steps` steps that train `tokens` tokens in all, about the same number in each, whatever the rows are.
 
-    Rows are passed over as often as that takes. After each step the tokens trained so far are within half a row of
-    their share of the budget, so that the whole run is within half a row of it.
+    The rows are repeated, pass after pass, as often as that takes. After each step the tokens trained so far are within
+    half a row of their share of the budget, so that the whole run is within half a row of it.
 
     Args:
         trained: how many tokens of each row are trained, at least one.
@@ -96,7 +96,7 @@ def by_tokens(trained: Sequence[int], tokens: int, steps: int, seed: int) -> lis
 
 
 def passes(rows: int, seed: int) -> Iterator[list[int]]:
-    """The orders of pass after pass over so many rows."""
+    """Yield the order of rows in pass after pass."""
     number = 0
     while True:
         yield np.random.default_rng((seed, number)).permutation(rows).tolist()
@@ -104,9 +104,9 @@ def passes(rows: int, seed: int) -> Iterator[list[int]]:
 
 
 def rate(step: int, steps: int, warmup: int) -> float:
-    """The share of the peak learning rate at a step: a line up to the peak, then a cosine towards zero.
+    """Return a step's share of the peak learning rate: a linear warm-up, then a cosine towards zero.
 
-    Of `warmup` steps the first has 1/(warmup + 1), so that no batch is read in vain; the step after them has the peak.
+    The first of `warmup` steps has 1/(warmup + 1), so that no batch is wasted; the step after them has the peak.
     The step after the last one would have 0.
 
     Args:
@@ -121,7 +121,7 @@ def rate(step: int, steps: int, warmup: int) -> float:
 
 
 def forward_passes(step: Sequence[int], lengths: Sequence[int], per_device: int, processes: int) -> list[list[int]]:
-    """A step's rows by falling length, in parts for all processes, cut where that leaves the least padding.
+    """Cut a step's rows, by falling length, into parts for all processes, with the least padding.
 
     There are as many parts as if each process took `per_device` rows of each. Short rows may go together in larger
     numbers, as long as no pass becomes larger, padding included, than `per_device` of the step's longest rows are.
@@ -143,9 +143,9 @@ def forward_passes(step: Sequence[int], lengths: Sequence[int], per_device: int,
 
 
 def _cuts(lengths: Sequence[int], size: int) -> list[int]:
-    """Where to cut rows of falling length into ceil(len/size) padded rectangles of the least area together.
+    """Cut rows of falling length into ceil(len/size) padded rectangles of the least total area.
 
-    None is larger than `size` rows of the longest. By dynamic programming over the number of rectangles.
+    None is larger than `size` rows of the longest. The method is dynamic programming over the number of rectangles.
 
     Returns:
         The edges, from 0 to the number of rows.

@@ -28,7 +28,7 @@ class Seal(TrainerCallback):
         self.accelerator = accelerator
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After the Trainer has saved."""
+        """Mark the checkpoint that the Trainer has just saved as whole."""
         self.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -47,13 +47,13 @@ class Curve(TrainerCallback):
         self.path, self.columns = path, columns
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After the Trainer has logged a step."""
+        """Write the curve, after the Trainer has logged a step."""
         if state.is_world_process_zero:
             write_curve(self.path, state.log_history, self.columns)
 
 
 class Stop(TrainerCallback):
-    """Has SIGTERM and Ctrl-C end a run after the step under way, with a checkpoint; a second one ends it at once.
+    """Ends a run on SIGTERM or Ctrl-C after the step under way, with a checkpoint; a second signal ends it at once.
 
     Args:
         accelerator: of the Trainer; a signal to one process stops them all after the same step.
@@ -66,7 +66,7 @@ class Stop(TrainerCallback):
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """From here on a signal waits for the end of a step."""
+        """Make a signal wait for the end of a step from here on."""
         for number in (signal.SIGTERM, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has its background jobs do
                 self._before[number] = signal.signal(number, self._ask)
@@ -76,7 +76,7 @@ class Stop(TrainerCallback):
         self.restore()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop, if that was asked for."""
+        """Save and stop, if a signal asked for it."""
         self._agree()
         if self.agreed:
             control.should_save = control.should_training_stop = True
@@ -88,12 +88,12 @@ class Stop(TrainerCallback):
         self.agreed = max(gather_object([self.asked]))
 
     def restore(self) -> None:
-        """What a signal did before training."""
+        """Restore the signal handlers from before training."""
         while self._before:
             signal.signal(*self._before.popitem())
 
     def end(self, state: Any) -> None:
-        """End the process, as a signal does, if one came; after the last step too there is a checkpoint."""
+        """End the process as a signal would, if one came; after the last step too there is a checkpoint."""
         self.restore()
         self._agree()
         if not self.agreed:
@@ -107,7 +107,7 @@ class Stop(TrainerCallback):
 
 
 def last(folder: Path) -> Path | None:
-    """The latest checkpoint whose files are all there and unchanged; the others are removed, saying so."""
+    """Return the latest checkpoint whose files are all there and unchanged; remove later ones, and say so."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     while found:
         checkpoint = found.pop()

@@ -26,8 +26,8 @@ def run(trainer: Any, curves: dict[str, str]) -> None:
         curves: as `write_curve` takes them.
 
     Raises:
-        Refused: the loss is no number, or memory or the disk does not suffice.
-        SystemExit: a signal asked for the end; there is a checkpoint.
+        Refused: the loss is NaN or infinite, or memory or the disk runs out.
+        SystemExit: a signal asked to stop; there is a checkpoint.
     """
     from alignment.training import resume
 
@@ -55,7 +55,7 @@ def run(trainer: Any, curves: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _enough_memory(trainer: Any) -> Iterator[None]:
-    """Where memory runs out, say which parameters need less."""
+    """Say which parameters need less memory, if memory runs out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -74,7 +74,7 @@ def _enough_memory(trainer: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _enough_room(trainer: Any) -> Iterator[None]:
-    """Where no room is left for a checkpoint, remove what there is of it and say how much it needs."""
+    """Remove an incomplete checkpoint if the disk is full, and say how much room one needs."""
     from alignment.training import resume
 
     folder = Path(trainer.args.output_dir)
@@ -91,7 +91,7 @@ def _enough_room(trainer: Any) -> Iterator[None]:
 
 
 def _speed(plan: Plan, first: int, seconds: float) -> str:
-    """Tokens/s and peak memory, for the log: no metric repeats to the byte that holds them."""
+    """Format tokens/s and peak memory for the log; they vary from run to run, so they are no metrics."""
     import torch
 
     tokens = plan.tokens(first)

@@ -64,7 +64,7 @@ class Settings:
             raise Refused("`learning_rate` is 0, so no step would change the model; set one above 0 in params.yaml")
 
     def plan(self, names: Sequence[str], lengths: Sequence[int], trained: Sequence[int]) -> Plan:
-        """What is trained on, step by step.
+        """Plan the rows of each step.
 
         Args:
             names: the ids of the rows.
@@ -87,10 +87,10 @@ class Settings:
         return Plan(names, lengths, trained, steps, self.per_device_batch)
 
     def arguments(self, checkpoints: Path, steps: int) -> dict[str, Any]:
-        """Keyword arguments of `transformers.TrainingArguments`.
+        """Return the keyword arguments of `transformers.TrainingArguments`.
 
         Args:
-            checkpoints: the folder for them.
+            checkpoints: the folder for checkpoints.
             steps: optimiser steps, from which the number of warm-up steps follows.
         """
         return {
@@ -113,10 +113,10 @@ class Settings:
 
 
 def read_split(path: Path, split: str) -> list[dict[str, Any]]:
-    """The examples of one split, in the order in which `sample` chose them.
+    """Read the examples of one split, in the order in which `sample` chose them.
 
     Raises:
-        Refused: there are none, or the file is damaged.
+        Refused: there are no such rows, or the file is damaged.
     """
     rows = [row for row in files.read_parquet(path).to_pylist() if row["split"] == split]
     if not rows:

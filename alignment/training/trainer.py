@@ -43,14 +43,14 @@ class PlannedTrainer:
         _keep_float32(self.model)  # type: ignore[attr-defined]
 
     def get_train_dataloader(self) -> Any:
-        """The steps, in order."""
+        """Return the steps, in order."""
         from torch.utils.data import DataLoader
 
         whole = _Steps(self)
         return DataLoader(whole, batch_size=1, shuffle=False, collate_fn=lambda steps: steps[0])  # type: ignore[arg-type]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Learning rates as `plan.rate` has them; with transformers' own the first step of a warm-up has 0."""
+        """Schedule learning rates by `plan.rate`; transformers' own warm-up begins with a step at 0."""
         from torch.optim.lr_scheduler import LambdaLR
 
         if self.lr_scheduler is None:  # a Trainer asks more than once
@@ -60,7 +60,7 @@ class PlannedTrainer:
         return self.lr_scheduler
 
     def step(self, number: int) -> "Step":
-        """A step's forward passes, as this process makes them."""
+        """Return a step's forward passes for this process."""
         processes, rank = self.args.world_size, self.args.process_index  # type: ignore[attr-defined]
         rows = self.plan.steps[number]
         passes = []
@@ -73,16 +73,16 @@ class PlannedTrainer:
         return Step(passes, sum(self.plan.trained[row] for row in rows))
 
     def get_batch_samples(self, steps: Any, *_: Any) -> "tuple[list[Step], int]":
-        """The next step, and its trained tokens over all processes."""
+        """Return the next step, and its trained tokens over all processes."""
         step = next(steps)
         return [step], step.trained
 
     def floating_point_ops(self, _: Any) -> int:
-        """Not counted; `benchmarks.training` does."""
+        """Return 0: operations are not counted here, but in `benchmarks.training`."""
         return 0
 
     def training_step(self, model: Any, step: "Step", trained: int) -> "torch.Tensor":  # type: ignore[return]
-        """The forward and backward passes of one optimiser step.
+        """Run the forward and backward passes of one optimiser step.
 
         Returns:
             The step's loss, which is that of all its rows together.
@@ -114,13 +114,13 @@ class PlannedTrainer:
         return total
 
     def compute_loss(self, *args: Any, **options: Any) -> Any:
-        """TRL's loss of a forward pass, weighted so that the passes of a step add up to the loss of all its rows."""
+        """Compute TRL's loss of a forward pass, weighted so that a step's passes add up to the loss of all its rows."""
         return super().compute_loss(*args, **options) * self.weight  # type: ignore[misc]
 
 
 @contextlib.contextmanager
 def _gathering(accelerator: Any, first: int) -> Iterator[None]:
-    """Have what TRL gathers for its curve come from the first processes alone; the others keep them company."""
+    """Gather TRL's figures for its curve from the first processes only; the others compute rows that do not count."""
     if first == accelerator.num_processes:
         yield
         return
@@ -173,9 +173,9 @@ class Step:
 
 
 def _score_trained_positions_only() -> None:
-    """Have TRL's head leave out prompts and padding on every device, as it does on those with Triton.
+    """Make TRL's head leave out prompts and padding on every device, as it does on those with Triton.
 
-    Elsewhere it computes all positions and throws the rest away: half of the work of a small model's head, or more.
+    Elsewhere it computes all positions and discards the rest, half of a small model's head's work or more.
     """
     from trl.trainer import utils
 
@@ -183,7 +183,10 @@ def _score_trained_positions_only() -> None:
 
 
 def _keep_float32(model: Any) -> None:
-    """Undo what TRL does on a quantised base: it rounds the adapter to bfloat16, but not the reference's copy of it."""
+    """Undo TRL's rounding of the adapter to bfloat16 on a quantised base.
+
+    TRL does not round the reference's copy of it, so the two would differ.
+    """
     import torch
 
     weights: dict[str, Any] = dict(model.named_parameters())

@@ -56,13 +56,13 @@ def _baseline(comparison: SideBySide, name: str) -> str:
 
 
 def command_line(revs: list[str], baseline: str, out: Path) -> str:
-    """What makes the page again; of a place on this machine its name alone."""
+    """Return the command that makes the page again; a place on this machine is named by its last part alone."""
     place = out.name if out.is_absolute() else out.as_posix()
     return shlex.join(["python", "-m", "commands.compare", *revs, "--baseline", baseline, "--out", place])
 
 
 def markdown(section: Section, out: Path) -> str:
-    """A section, with its figures where `main` writes them; answers are too long for it."""
+    """Return a section as Markdown, with its figures where `main` writes them; answers are left out, as too long."""
     shown = [_markdown(part, out) for part in section.parts if not isinstance(part, Prompt)]
     return "\n\n".join([f"## {tables.escaped(section.title)}", *shown]) + "\n\n"
 

@@ -24,7 +24,7 @@ class Cell(NamedTuple):
     marked: bool = False
 
     def __str__(self) -> str:
-        """All of it, in one line."""
+        """Return all of it, in one line."""
         return ", ".join((self.text, *self.more))
 
 
@@ -61,7 +61,7 @@ class Figure(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a variant says to a prompt.
+    """A variant's answer to a prompt.
 
     Attributes:
         variant: its name.

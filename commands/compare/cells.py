@@ -22,27 +22,27 @@ FLAGGED = ("toxigen", "mmlu")  # the tasks that have flags
 
 
 def area(measure: str) -> bool:
-    """Whether a measure is one of safety, between 0 and 1; the others are in percent."""
+    """Return whether a measure is one of safety, between 0 and 1; the others are in percent."""
     return "." in measure
 
 
 def scale(measure: str) -> tuple[int, int]:
-    """By what a difference is multiplied, and its digits: points for shares."""
+    """Return the factor by which a difference is shown, and its decimals; a difference of shares is in points."""
     return (1, 4) if area(measure) else (100, 1)
 
 
 def level_scale(measure: str) -> tuple[int, int]:
-    """By what a figure itself is multiplied, and its digits."""
+    """Return the factor by which a figure itself is shown, and its decimals."""
     return (1, 3) if area(measure) else (100, 1)
 
 
 def titles(comparison: SideBySide) -> dict[str, str]:
-    """The measures that one table tests, with their titles: the tasks and the average of safety."""
+    """Return the measures that one table tests, with their titles: the tasks and the average of safety."""
     return {task: TITLES.get(task, task) for task in comparison.tasks} | {AVERAGE: "safety, AUC by length"}
 
 
 def level(comparison: SideBySide, variant: str, measure: str) -> Cell:
-    """A variant's figure with its interval, cut to where it can lie."""
+    """Return a variant's figure with its interval, cut to where it can lie."""
     estimate = comparison.contrast({variant: 1.0}, measure).estimate
     low, high = tables.within(estimate.low), tables.within(estimate.high)
     shown = tables.figure(estimate.value, low, high, *level_scale(measure))
@@ -50,24 +50,24 @@ def level(comparison: SideBySide, variant: str, measure: str) -> Cell:
 
 
 def change(found: Contrast, measure: str, unit: bool = False) -> str:
-    """A difference with its interval: of shares in points."""
+    """Return a difference with its interval; a difference of shares is in points."""
     estimate = found.estimate
     shown = tables.figure(estimate.value, estimate.low, estimate.high, *scale(measure), "+")
     return f"{shown} points" if unit and not area(measure) and shown != "–" else shown
 
 
 def changed(found: Contrast, measure: str, unit: bool = False) -> Cell:
-    """The same, as a cell."""
+    """Return a difference with its interval, as a cell."""
     return Cell(change(found, measure, unit), found.estimate.value)
 
 
 def p_value(p: float) -> str:
-    """A p as it is read."""
+    """Return a p-value as text."""
     return "–" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def tested(comparison: SideBySide, versus: str, family: Family, variant: str, measure: str) -> Cell | str:
-    """A difference with its p and what could have been seen."""
+    """Return a difference with its p and its minimum detectable effect, as a cell."""
     found, p = family.found[variant, measure], family.adjusted[variant, measure]
     if math.isnan(p):
         return "–"
@@ -81,7 +81,7 @@ def tested(comparison: SideBySide, versus: str, family: Family, variant: str, me
 def remarks(
     comparison: SideBySide, names: Sequence[str], measure: str, found: Contrast | None = None
 ) -> tuple[str, ...]:
-    """What must be said beside a figure of these variants: answers that are no answers, a difference without seeds."""
+    """Return the remarks beside a figure of these variants: answers that say nothing, a difference of one seed."""
     flags = FLAGS if measure in FLAGGED else {}
     alone = ("one seed",) if found and comparison.seeded and not found.seeded else ()
     raised = [

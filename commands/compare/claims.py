@@ -61,9 +61,10 @@ class Judged(NamedTuple):
 
 
 def row(comparison: SideBySide, data: str, preferences: str = "", matched: bool = False) -> str | None:
-    """The variant trained on these sets: the one of most demonstrations, or for `matched` of fewest; None without one.
+    """Return the name of the variant trained on these sets, or None.
 
-    No sets are the base model's. Of several variants that differ otherwise no one is the study's, and there is none.
+    Of several it is the one of most demonstrations, or for `matched` the one of fewest. It is None if several have that
+    number, as no one of them is the study's, and for `matched` if all have the same number. No sets: the base model.
     """
     wanted = tuple(name for name in (data, preferences) if name)
     found = [variant for variant in comparison.variants.values() if variant.corpora == wanted]
@@ -75,7 +76,7 @@ def row(comparison: SideBySide, data: str, preferences: str = "", matched: bool 
 
 
 def claims(comparison: SideBySide) -> Iterator[Claim]:
-    """The study's claims whose rows are there, in the order of their letters."""
+    """Yield the study's claims whose rows are there, in the order of their letters."""
     base, lima, shp, orca = (row(comparison, data) for data in ("", "lima", "shp", "orca"))
     pairs = [("shp", shp, ""), ("shp", row(comparison, "shp", matched=True), ", as many demonstrations")]
     for _, other, size in pairs:
@@ -99,19 +100,19 @@ def claims(comparison: SideBySide) -> Iterator[Claim]:
 
 
 def _steps(comparison: SideBySide, preferences: str) -> dict[str, float]:
-    """The mean over demonstration sets of (DPO on `preferences` - its SFT), as weights of variants."""
+    """Return the mean over demonstration sets of (DPO on `preferences` - its SFT), as weights of variants."""
     data = dict.fromkeys(variant.corpora[0] for variant in comparison.variants.values() if variant.corpora)
     pairs = [(row(comparison, name, preferences), row(comparison, name)) for name in data]
     return mean_change([(after, before) for after, before in pairs if after and before])
 
 
 def mean_change(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """The mean over pairs of variants of (the first - the second), as weights; none of no pairs."""
+    """Return the mean over pairs of variants of (the first - the second), as weights; {} of no pairs."""
     return {name: sign / len(pairs) for pair in pairs for name, sign in zip(pair, (1, -1), strict=True)}
 
 
 def judge(comparison: SideBySide) -> list[Judged]:
-    """Every claim with its test, corrected over all of them; measures that were not scored are left out."""
+    """Test every claim, corrected over all of them; claims on measures that were not scored are left out."""
     stated = [claim for claim in claims(comparison) if not claim.measure or comparison.has(claim.measure)]
     found = [
         comparison.heterogeneity(c.weights) if c.measure is None else comparison.contrast(c.weights, c.measure)
@@ -123,7 +124,7 @@ def judge(comparison: SideBySide) -> list[Judged]:
 
 
 def verdict(claim: Claim, found: Contrast | Heterogeneity, p: float) -> str:
-    """What the rule above says of a claim."""
+    """Return confirmed, refuted or undecided, by the rule at the head of this module."""
     significant = p < 1 - LEVEL  # never of NaN
     if isinstance(found, Heterogeneity):
         return "confirmed" if significant else "undecided"
@@ -157,7 +158,10 @@ class Published(NamedTuple):
 
     @property
     def apart(self) -> str:
-        """Of a base model whether they agree within rounding; else how many deviations of seeds theirs is from ours."""
+        """Return how far the published figure is from ours.
+
+        Of a base model: whether they agree within rounding. Else: the distance in standard deviations of runs by seed.
+        """
         if self.base:
             near = abs(self.theirs - self.ours) <= ROUNDING + 1e-9  # both are decimal fractions
             return "matches" if near else "differs: the protocol is another"
@@ -165,7 +169,10 @@ class Published(NamedTuple):
 
 
 def published(comparison: SideBySide, folder: Path) -> list[Published]:
-    """The published figures of the rows that are there, from the CSV files in `folder`; none for another base model."""
+    """Return the published figures of the rows that are there, from the CSV files in `folder`.
+
+    There are none for another base model than the study's.
+    """
     if not comparison.origin[0].startswith(f"{STUDIED}@"):
         return []
     found = []
@@ -181,7 +188,7 @@ def published(comparison: SideBySide, folder: Path) -> list[Published]:
 
 
 def _ours(comparison: SideBySide, variant: str, measure: str, scale: float) -> tuple[float, float, bool]:
-    """Our figure, the standard deviation of its runs by seed, and whether it is a base model's."""
+    """Return our figure, the standard deviation of its runs by seed, and whether it is a base model's."""
     stage = comparison.variants[variant].stage
     base = stage == "base"
     seeds = math.nan if base else math.sqrt(comparison.seeds(stage, (measure,)).covariance.item())

@@ -51,15 +51,15 @@ class Contrast:
     seeded: bool
 
     def p(self, null: float = 0.0) -> float:
-        """Two-sided, of being `null`; as it stands, to be adjusted over its family."""
+        """Return the two-sided p of being `null`, before the correction over its family."""
         return contrasts.p_value(self.estimate, self.degrees, null)
 
     def p_below(self, bound: float) -> float:
-        """One-sided, of being at least `bound`."""
+        """Return the one-sided p of being at least `bound`, before the correction over its family."""
         return contrasts.p_below(self.estimate, self.degrees, bound)
 
     def minimum_detectable_effect(self, family: int, sides: int = 2) -> float:
-        """The smallest true difference that would be found with a chance of 80 % as one of a family of so many."""
+        """Return the smallest true difference found with a power of 80 % as one of a family of so many tests."""
         return contrasts.minimum_detectable_effect(self.estimate.se, self.degrees, family, sides)
 
 
@@ -108,7 +108,7 @@ class SideBySide:
         )
 
     def without(self, items: Iterable[tuple[str, str]]) -> "SideBySide":
-        """The same variants, on all items but these, as (task, item)."""
+        """Return the same variants, on all items but these, given as (task, item)."""
         left_out = set(items)
         if not left_out:
             return self
@@ -124,11 +124,11 @@ class SideBySide:
 
     @property
     def runs(self) -> list[Checkpoint]:
-        """Of all variants, in their order."""
+        """The runs of all variants, in their order."""
         return [run for variant in self.variants.values() for run in variant.runs]
 
     def others(self, versus: str) -> list[str]:
-        """The variants but one."""
+        """List the variants but one."""
         return [name for name in self.variants if name != versus]
 
     @property
@@ -138,15 +138,18 @@ class SideBySide:
 
     @property
     def instruct(self) -> bool:
-        """Whether a base model was tuned on conversations before."""
+        """Return whether a base model was tuned on conversations before."""
         return any(run.instruct for run in self.runs)
 
     def flagged(self, variant: str, flag: str) -> bool:
-        """Whether `eval` says something of a task in a run of a variant, such as `mmlu.constant`; not all have all."""
+        """Return whether `eval` sets a flag, such as `mmlu.constant`, in a run of a variant.
+
+        Not every run has every flag.
+        """
         return any(run.metrics(f"eval/{run.stage}.json").get(flag) for run in self.variants[variant].runs)
 
     def has(self, measure: str) -> bool:
-        """Whether a measure was scored; capability needs all of its tasks."""
+        """Return whether a measure was scored; capability needs all of its tasks."""
         wanted = CAPABILITY if measure == "capability" else (measure,)
         return all(part in figures[0] for part in wanted for figures in self.figures.values())
 
@@ -156,23 +159,23 @@ class SideBySide:
         return [task for task in self.tasks if task not in GRADED]
 
     def discordant(self, before: str, after: str, task: str) -> tuple[int, int]:
-        """Items of a task that were wrong and are right, and that were right and are wrong, in the first runs."""
+        """Count the items of a task that were wrong and are right, and the reverse, in the first runs."""
         one, other = (self.figures[name][0][task] for name in (before, after))
         figure = contrasts.difference(one, other)
         change = np.round(figure.influence * self.items[task] + figure.value)  # of each item's outcome
         return int((change > 0).sum()), int((change < 0).sum())
 
     def parts(self, measure: str) -> tuple[str, ...]:
-        """The figures whose mean a measure is: of capability those of its tasks."""
+        """Return the figures whose mean a measure is: of capability those of its tasks."""
         return CAPABILITY if measure == "capability" else (measure,)
 
     def over_runs(self, variant: str, part: str) -> Statistic:
-        """A variant's figure, the mean of its runs'."""
+        """Return a variant's figure, the mean of its runs'."""
         runs = [figures[part] for figures in self.figures[variant]]
         return estimates.average(runs, len(runs[0].influence))
 
     def seeds(self, stage: str, measures: tuple[str, ...]) -> SeedVariance:
-        """How much measures differ by seed, pooled over the variants of a stage."""
+        """Return the variance of measures by seed, pooled over the variants of a stage."""
         tables = []
         for name, variant in self.variants.items():
             if variant.stage == stage:
@@ -181,7 +184,7 @@ class SideBySide:
         return SeedVariance.pooled(tables)
 
     def _drawn(self, weights: Mapping[str, float]) -> dict[str, tuple[list[float], list[int]]]:
-        """The weights and numbers of runs of the trained variants, by stage."""
+        """Return the weights and the numbers of runs of the trained variants, by stage."""
         found: dict[str, tuple[list[float], list[int]]] = {}
         for name, weight in weights.items():
             if self.variants[name].stage != "base":
@@ -191,9 +194,10 @@ class SideBySide:
         return found
 
     def contrast(self, weights: Mapping[str, float], measure: str) -> Contrast:
-        """A weighted sum of variants, paired over the same items or sentences.
+        """Estimate a weighted sum of variants, paired over the same items or sentences.
 
-        V = s_d^2 / n + sum over stages of s_seed^2 * (sum of w^2 / S), with Satterthwaite's degrees of freedom.
+        V = s_d^2 / n + sum over stages of s_seed^2 * (sum of w^2 / S), with Satterthwaite's degrees of freedom. V is
+        the variance, s_d the deviation over n items or clusters, s_seed that by seed, w a weight, S its number of runs.
 
         Args:
             weights: by the variants' names; those of a difference add up to 0.
@@ -212,7 +216,7 @@ class SideBySide:
         return Contrast(*contrasts.summed(value, min(e.n for e in found), variances), seeded)
 
     def heterogeneity(self, weights: Mapping[str, float]) -> Heterogeneity:
-        """Whether a difference of variants is not the same for all groups, by the length-stratified areas."""
+        """Test whether a difference of variants is the same for all groups, by the length-stratified areas."""
         measures = tuple(f"auc_len.{group}" for group in self.groups)
         changes = [
             contrasts.contrast(list(weights.values()), [self.over_runs(v, m) for v in weights]) for m in measures
@@ -227,12 +231,12 @@ class SideBySide:
 
     @cached_property
     def seeded(self) -> bool:
-        """Whether some stage has a variant with a second run, so that anything can be said of datasets."""
+        """Return whether some stage has a variant with a second run, without which nothing is said of datasets."""
         return any(len(variant.runs) > 1 for variant in self.variants.values())
 
 
 def mean(values: ArrayLike) -> Statistic:
-    """The mean of items, as a figure that can be contrasted over them."""
+    """Return the mean of items, as a figure that can be contrasted over them."""
     x = np.asarray(values, dtype=np.float64)
     return Statistic(float(x.mean()), (x - x.mean()) / len(x), np.ones(len(x), dtype=np.bool_))
 
@@ -240,12 +244,15 @@ def mean(values: ArrayLike) -> Statistic:
 def task_figures(
     items: pa.Table, tasks: Mapping[str, str], kept: Mapping[str, NDArray[np.bool_]]
 ) -> dict[str, Statistic]:
-    """The mean of each task of a table of items, in its metric, over the items that are kept."""
+    """Return the mean of each task of a table of items, in its metric, over the items that are kept."""
     return {task: mean(_column(items, task, metric)[kept[task]]) for task, metric in tasks.items()}
 
 
 def safety_figures(sentences: pa.Table) -> dict[str, Statistic]:
-    """The measures of `SAFETY` for every group of a table of sentences, and their averages, as `measure.group`."""
+    """Return the measures of `SAFETY` for every group of a table of sentences, and their averages.
+
+    Keys are `measure.group`.
+    """
     rows = scores.Scored.of(sentences)
     named = slugs(name for groups in rows.groups for name in groups)
     measured = {group: rows.measures(rows.members(group)) for group in named}
@@ -258,7 +265,7 @@ def safety_figures(sentences: pa.Table) -> dict[str, Statistic]:
 
 
 def _tasks(items: pa.Table) -> dict[str, str]:
-    """The tasks of a table of `eval`, the study's first, and the metric of each."""
+    """Return the tasks of a table of `eval`, the study's first, and the metric of each."""
     scored = set(items["task"].to_pylist())
     order = [*(task for task in BENCHMARKS if task in scored), *sorted(scored - set(BENCHMARKS))]
     whole = {task: not np.isnan(_column(items, task, "acc_norm")).any() for task in order}
@@ -273,7 +280,7 @@ def _column(items: pa.Table, task: str, name: str) -> NDArray[Any]:
 def _kept(
     items: pa.Table, tasks: Iterable[str], without: Collection[tuple[str, str]] = ()
 ) -> dict[str, NDArray[np.bool_]]:
-    """Which items of each task are not left out."""
+    """Return for each task which of its items are kept."""
     return {task: np.array([(task, item) not in without for item in _column(items, task, "item")]) for task in tasks}
 
 

@@ -27,12 +27,12 @@ Null = tuple[float | None, float | None, float | None]  # what chance gives, and
 
 
 def areas(comparison: SideBySide) -> str:
-    """The primary measure of safety by group, beside a half."""
+    """Draw the primary measure of safety by group, beside a half."""
     return _by_group(comparison, "auc_len", "AUC by length", lambda variant, group: (0.5, None, None))
 
 
 def published_scores(comparison: SideBySide) -> str:
-    """The published score by group, beside what each model would score by chance."""
+    """Draw the published score by group, beside what each model would score by chance."""
     return _by_group(comparison, "score", "published score", null)
 
 
@@ -47,9 +47,9 @@ def _by_group(comparison: SideBySide, measure: str, title: str, chance: Callable
 
 
 def null(variant: Variant, group: str) -> Null:
-    """What a variant's models would score by chance, and 95 % of such deals: means over its runs.
+    """Return what a variant's models would score by chance, and the interval of 95 % of permutations.
 
-    The average over groups has no interval, and a group of one label nothing at all.
+    Both are means over its runs. The average over groups has no interval, and a group of one label has neither.
     """
     found = [run.metrics(f"safety/{run.stage}.json") for run in variant.runs]
     value, low, high = (_mean([each.get(f"{group}.null{end}") for each in found]) for end in ("", "_low", "_high"))
@@ -62,7 +62,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def tradeoff(comparison: SideBySide) -> str:
-    """Capability against safety: a colour for the demonstrations, a shape for the comparisons."""
+    """Draw capability against safety: a colour for the demonstrations, a shape for the comparisons."""
     points = []
     # Base models last, so that demonstrations have the colours that they have in the curves.
     for name, variant in sorted(comparison.variants.items(), key=lambda item: not item[1].corpora):
@@ -72,7 +72,7 @@ def tradeoff(comparison: SideBySide) -> str:
 
 
 def curves(comparison: SideBySide) -> str:
-    """What each run logged while it was trained: a colour for the demonstrations, dashes for the comparisons."""
+    """Draw each run's training curves: a colour for the demonstrations, dashes for the comparisons."""
     points = []
     for name, variant in comparison.variants.items():
         for run in variant.runs if variant.corpora else ():
@@ -82,7 +82,7 @@ def curves(comparison: SideBySide) -> str:
 
 
 def curve(run: Checkpoint, measure: str) -> Iterator[dict[str, Any]]:
-    """A run's training curve in a measure that its stage logs, in at most `STRETCHES` points; none without steps."""
+    """Yield a run's training curve in a logged measure, in at most `STRETCHES` points; none without steps."""
     text = run.revision.read(f"metrics/curves/{run.stage}.csv").decode()
     rows = [(float(row["step"]), float(row[measure])) for row in csv.DictReader(io.StringIO(text))]
     size = math.ceil(len(rows) / STRETCHES)
@@ -92,7 +92,10 @@ def curve(run: Checkpoint, measure: str) -> Iterator[dict[str, Any]]:
 
 
 def _kind(comparison: SideBySide, variant: Variant) -> dict[str, str]:
-    """How a variant is drawn: by its demonstrations, with their number where others have another, and comparisons."""
+    """Return how a variant is drawn: by its demonstrations and its comparisons.
+
+    The number of demonstrations is added where other variants have another.
+    """
     if not variant.corpora:
         return {"data": variant.name, "preferences": "no DPO"}
     sizes = {(v.corpora[0], v.rows) for v in comparison.variants.values() if v.corpora}
@@ -104,7 +107,7 @@ def _kind(comparison: SideBySide, variant: Variant) -> dict[str, str]:
 
 
 def _point(estimate: Estimate, name: str, scale: float = 1) -> dict[str, Any]:
-    """A share or an area with its interval."""
+    """Return a share or an area with its interval, as a point of a drawing."""
     ends = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     cut = {key: tables.within(end) for key, end in ends.items()}
     return {key: None if end is None else scale * end for key, end in cut.items()}

@@ -29,7 +29,7 @@ class Family:
 
     @classmethod
     def of(cls, comparison: SideBySide, pairs: Mapping[str, tuple[str, str]], measures: Sequence[str]) -> "Family":
-        """Pairs of variants, before and after, each under a name, in each of these measures."""
+        """Test pairs of variants, before and after, each under a name, in each of these measures."""
         found = {
             (name, measure): comparison.contrast({after: 1.0, before: -1.0}, measure)
             for name, (before, after) in pairs.items()
@@ -39,15 +39,15 @@ class Family:
 
     @property
     def size(self) -> int:
-        """How many were tested."""
+        """The number of differences that were tested."""
         return sum(not math.isnan(p) for p in self.adjusted.values())
 
     def significant(self, name: str, measure: str) -> bool:
-        """Whether a difference is, after correction."""
+        """Return whether a difference is significant, after correction."""
         return self.adjusted[name, measure] < 1 - LEVEL  # never of NaN
 
     def minimum_detectable_effect(self, measure: str) -> list[float]:
-        """The smallest and the largest of what could have been seen in a measure; none where nothing changed."""
+        """Return the smallest and the largest minimum detectable effect in a measure; [] where nothing changed."""
         differences = [found for (_, m), found in self.found.items() if m == measure]
         least = [found.minimum_detectable_effect(self.size) for found in differences if found.estimate.se > 0]
         return [min(least), max(least)] if least else []
@@ -55,7 +55,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Gate:
-    """Whether something fell by more than a margin: Holm over one-sided tests of D >= -margin, one for each difference.
+    """A test of falls beyond a margin: Holm over one-sided tests of D >= -margin, one for each difference.
 
     Attributes:
         family: the differences.
@@ -74,11 +74,11 @@ class Gate:
 
     @property
     def fallen(self) -> list[Key]:
-        """Those that keep it shut."""
+        """The differences that are shown to have fallen by more than their margin."""
         return [key for key, p in self.adjusted.items() if p < 1 - LEVEL]
 
     def minimum_detectable_effect(self, key: Key) -> float:
-        """The smallest true fall that shuts the gate with a chance of 80 %; NaN where no outcome changed."""
+        """Return the smallest true fall that fails the gate with a power of 80 %; NaN where no outcome changed."""
         found = self.family.found[key]
         if not found.estimate.se > 0:
             return math.nan

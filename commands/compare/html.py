@@ -18,7 +18,7 @@ SCALE = 2  # pixels of a PNG for each of its drawing
 
 
 def html(question: str, sections: Sequence[Section]) -> str:
-    """The page.
+    """Return the page as HTML.
 
     Args:
         question: what it answers.
@@ -40,19 +40,19 @@ def html(question: str, sections: Sequence[Section]) -> str:
 
 
 def marked_up(text: str) -> Markup:
-    """A text of `commands.compare.page`, whose `code` and **stress** are shown; all else in it is text."""
+    """Return a text of `commands.compare.page` as markup: `code` and **stress** are shown, all else is text."""
     shown = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", shown))  # noqa: S704  escaped above
 
 
 def drawing(figure: Figure) -> Markup:
-    """A figure as an image, named by its caption; our own renderer drew it, and escaped what it was given."""
+    """Return a figure as an image, named by its caption; our own renderer drew it, and escaped what it was given."""
     name = f'<svg role="img" aria-labelledby="{escape(figure.name)}" '
     return Markup(figure.svg.replace("<svg ", name, 1))  # noqa: S704
 
 
 def png(figure: Figure) -> bytes:
-    """A figure in pixels."""
+    """Return a figure in pixels, as PNG."""
     import vl_convert
 
     drawn: bytes = vl_convert.svg_to_png(figure.svg, scale=SCALE)

@@ -76,7 +76,9 @@ TRAINED = {  # of `sft` and `dpo`, and what the table calls it
 
 
 def sections(comparison: SideBySide, versus: str, command: str) -> Iterator[Section]:
-    """The page: what was compared, both tables, the verdicts, every difference to `versus`, and what explains them.
+    """Yield the page's sections.
+
+    In their order: what was compared, both tables, the verdicts, every difference to `versus`, and what explains them.
 
     Args:
         comparison: of the variants.
@@ -109,7 +111,7 @@ def sections(comparison: SideBySide, versus: str, command: str) -> Iterator[Sect
 
 
 def _head(comparison: SideBySide, versus: str, by_task: Family, by_group: Family, rest: SideBySide) -> Section:
-    """What is compared, what differs, what could have been seen, and what must be known before a figure is read."""
+    """Return the first section: what is compared, what differs, the detectable effects, and the caveats."""
     base, source = comparison.origin
     others = comparison.others(versus)
     told = (
@@ -135,12 +137,12 @@ def _head(comparison: SideBySide, versus: str, by_task: Family, by_group: Family
 
 
 def caveats(comparison: SideBySide) -> list[str]:
-    """What of the base model and the data keeps any figure from being a result."""
+    """List what about the base model and the data keeps any figure from being a result."""
     return [INSTRUCT] * comparison.instruct + [MINIATURE] * (comparison.origin[1] == "mini")
 
 
 def _summary(comparison: SideBySide, versus: str, by_task: Family, by_group: Family) -> Iterator[str]:
-    """What differs for certain, what was not found to, and how large a difference could have been seen."""
+    """Yield what differs significantly, what does not, and the minimum detectable effects."""
     some = sum(by_task.significant(*each) for each in by_task.found)
     kind = "" if comparison.seeded else " of checkpoints"
     yield f"**Significant**: {some} of {by_task.size} differences{kind} to {versus} (p < 0.05 by Holm over them)."
@@ -159,7 +161,7 @@ def _summary(comparison: SideBySide, versus: str, by_task: Family, by_group: Fam
 
 
 def _named(names: Sequence[str], of: Iterable[str]) -> str:
-    """The variants by name, unless they are all."""
+    """Return the variants' names, or "all variants"."""
     return "all variants" if set(names) == set(of) else "; ".join(names)
 
 
@@ -174,13 +176,13 @@ def _differs(comparison: SideBySide, versus: str, family: Family, name: str) -> 
 
 
 def _least(measure: str, title: str, family: Family) -> str:
-    """How large a difference could have been seen in a measure: for the variants of the least and the largest error."""
+    """Return a measure's minimum detectable effects: for the variants of the least and the largest error."""
     ends = [tables.figure(end, None, None, *cells.scale(measure)) for end in family.minimum_detectable_effect(measure)]
     return f"{title} {' to '.join(dict.fromkeys(ends))}{'' if cells.area(measure) else ' points'}" if ends else ""
 
 
 def _flagged(comparison: SideBySide) -> Iterator[tuple[str, str, list[str]]]:
-    """Tasks, what is wrong with their answers, and the variants of which a run has that."""
+    """Yield each task with flagged answers, what is wrong with them, and the variants with such a run."""
     for task in (task for task in cells.FLAGGED if task in comparison.tasks):
         for flag, (said, _) in cells.FLAGS.items():
             if names := [name for name in comparison.variants if comparison.flagged(name, f"{task}.{flag}")]:
@@ -188,7 +190,7 @@ def _flagged(comparison: SideBySide) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _levels(comparison: SideBySide) -> Section:
-    """The study's first table: one row a variant."""
+    """Return the section of the study's first table: one row a variant."""
     measures = cells.titles(comparison)
     heads = {
         **({"capability": "capability"} if comparison.has("capability") else {}),
@@ -215,13 +217,19 @@ def _count(number: int) -> Cell:
 
 
 def _known(comparison: SideBySide, measure: str) -> dict[str, float]:
-    """The variants' figures in a measure; none where no variant has it, as in safety without both labels."""
+    """Return the variants' figures in a measure, but for those that are not defined.
+
+    Safety is not defined without both labels.
+    """
     values = {name: comparison.contrast({name: 1.0}, measure).estimate.value for name in comparison.variants}
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _best(comparison: SideBySide, measures: Sequence[str]) -> Iterator[str]:
-    """Who leads, if anybody does; a variant picked as the best of many is better in its table than it will be again."""
+    """Yield a line on the variants with the highest figures.
+
+    A variant picked as the best of many looks better in its table than it will be again.
+    """
     said = []
     for measure in measures:
         if known := _known(comparison, measure):
@@ -235,7 +243,7 @@ def _best(comparison: SideBySide, measures: Sequence[str]) -> Iterator[str]:
 
 
 def _claims(comparison: SideBySide, judged: Sequence[claims.Judged]) -> Section:
-    """The study's claims whose rows are here, each with its verdict where one can be given."""
+    """Return the section of the study's claims whose rows are here, each with its verdict where it can have one."""
     rows: list[list[str | Cell]] = [["letter", "claim", "difference", "p", "verdict"]]
     for claim, found, p, verdict in judged:
         shown = (
@@ -253,7 +261,7 @@ def _chi2(found: Heterogeneity) -> str:
 
 
 def _safety(comparison: SideBySide) -> Section:
-    """The study's second table, by the primary measure and by the published one."""
+    """Return the section of the study's second table, by the primary measure and by the published one."""
     chance = "one point a variant with its 95 % interval, beside chance in grey"
     groups = [*comparison.groups, scores.AVERAGE]
     areas: list[list[str | Cell]] = [["AUC by length", *comparison.variants]]
@@ -274,7 +282,7 @@ def _safety(comparison: SideBySide) -> Section:
 
 
 def _score(comparison: SideBySide, variant: Variant, group: str) -> Cell:
-    """The published score beside what the same models would score by chance."""
+    """Return the published score beside what the same models would score by chance."""
     null = tables.figure(*drawings.null(variant, group), 1, 3)
     return cells.level(comparison, variant.name, f"score.{group}")._replace(more=(f"null {null}",))
 
@@ -291,12 +299,12 @@ def _differences(comparison: SideBySide, versus: str, family: Family) -> Section
 
 
 def _alone(comparison: SideBySide) -> list[str]:
-    """What must be said beside every test of one seed."""
+    """Return the remark that belongs beside every test of one seed."""
     return [] if comparison.seeded else [ONE_SEED]
 
 
 def _discordant(comparison: SideBySide, versus: str) -> Table:
-    """How many items changed from wrong to right and back, which is all that a difference of shares is made of."""
+    """Return the numbers of items that changed from wrong to right and back, which make up a difference of shares."""
     rows: list[list[str | Cell]] = [["variant", *(TITLES.get(task, task) for task in comparison.exact)]]
     for name in comparison.others(versus):
         counts = [comparison.discordant(versus, name, task) for task in comparison.exact]
@@ -305,7 +313,7 @@ def _discordant(comparison: SideBySide, versus: str) -> Table:
 
 
 def _by_group(comparison: SideBySide, versus: str, family: Family) -> Section:
-    """What changed for each group, and whether it changed unevenly."""
+    """Return the section of changes for each group, with the test of whether groups changed unevenly."""
     others = comparison.others(versus)
     rows: list[list[str | Cell]] = [["group", *others]]
     for group in comparison.groups:
@@ -323,7 +331,10 @@ def _by_group(comparison: SideBySide, versus: str, family: Family) -> Section:
 
 
 def _effects(comparison: SideBySide) -> dict[str, Mapping[str, float]]:
-    """The main effects and interactions of demonstrations by comparisons; none where not each was tried with each."""
+    """Return the main effects and interactions of demonstrations by comparisons, as weights of variants.
+
+    There are none where not each was tried with each.
+    """
     tried = {v.corpora: v.name for v in comparison.variants.values() if v.stage == "dpo"}
     tried = {sets: name for sets, name in tried.items() if claims.row(comparison, sets[0], sets[1]) == name}
     data, preferences = (list(dict.fromkeys(corpora[at] for corpora in tried)) for at in (0, 1))
@@ -351,12 +362,12 @@ def _grid(comparison: SideBySide, effects: Mapping[str, Mapping[str, float]]) ->
 
 
 def _uncontaminated(comparison: SideBySide) -> SideBySide:
-    """The same without the items that were found in the variants' datasets."""
+    """Return the comparison without the items that were found in the variants' datasets."""
     return comparison.without({pair for run in comparison.runs for pair in run.contaminated()})
 
 
 def _touched(comparison: SideBySide, rest: SideBySide) -> dict[str, int]:
-    """How many scored items of each task were found in a dataset; of those where some were."""
+    """Count the scored items of each task that were found in a dataset; tasks without any are left out."""
     return {task: count - rest.items[task] for task, count in comparison.items.items() if count > rest.items[task]}
 
 
@@ -365,7 +376,7 @@ def _listed(touched: Mapping[str, int]) -> str:
 
 
 def _contaminated(comparison: SideBySide, rest: SideBySide) -> Section:
-    """Every task with and without the items that were found in the variants' datasets."""
+    """Return the section of tasks with and without the items that were found in the variants' datasets."""
     title, touched = "Benchmark items found in the datasets", _touched(comparison, rest)
     if not touched:
         none = "None of the scored items was found in a row that a variant might have been trained on."
@@ -383,14 +394,14 @@ def _contaminated(comparison: SideBySide, rest: SideBySide) -> Section:
 
 
 def _unsought(comparison: SideBySide) -> str:
-    """What is scored and was not looked for in the variants' datasets."""
+    """Name what is scored and was not looked for in the variants' datasets."""
     trained = [run for run in comparison.runs if run.roles]
     tasks = [TITLES.get(task, task) for task in comparison.tasks if any(task not in run.sought() for run in trained)]
     return f"Not looked for: {', '.join([*tasks, 'the sentences of the safety score'])}."
 
 
 def _published(published: Sequence[claims.Published]) -> Section:
-    """The study's figures beside ours."""
+    """Return the section of the study's figures beside ours."""
     rows: list[list[str | Cell]] = [["variant", "measure", "published", "ours", "apart"]]
     for found in published:
         digits = 3 if cells.area(found.measure) else 2
@@ -401,7 +412,7 @@ def _published(published: Sequence[claims.Published]) -> Section:
 
 
 def _datasets(comparison: SideBySide, versus: str) -> Section:
-    """What the datasets are, beside what came of them."""
+    """Return the section that describes the datasets, beside the outcomes."""
     outcomes = {"capability": "capability", "truthfulqa_mc2": TITLES["truthfulqa_mc2"], AVERAGE: "AUC by length"}
     outcomes = {measure: title for measure, title in outcomes.items() if comparison.has(measure)}
     heads = ["variant", "trained on last", *DESCRIBED.values(), *(f"Δ {title}" for title in outcomes.values())]
@@ -422,7 +433,7 @@ def _plain(value: float | None) -> Cell | str:
 
 
 def _training(comparison: SideBySide) -> Section:
-    """What training itself says, run by run: how far each policy went, and on how many tokens."""
+    """Return the section of training's own metrics, run by run: how far each policy went, and on how many tokens."""
     heads = ["variant", "seed", "trained tokens", "steps", *(title for title, _ in TRAINED.values()), "training loss"]
     rows: list[list[str | Cell]] = [[*heads]]
     for name, variant in comparison.variants.items():
@@ -447,7 +458,7 @@ def _training(comparison: SideBySide) -> Section:
 
 
 def _trained(metrics: Mapping[str, Any], key: str, digits: int) -> Cell | str:
-    """A figure of training with its interval, that of a share cut to where it can lie."""
+    """Return a figure of training with its interval; that of a share is cut to where it can lie."""
     if key not in metrics:
         return "–"
     ends = [metrics.get(f"{key}{end}") for end in ("_low", "_high")]
@@ -456,7 +467,7 @@ def _trained(metrics: Mapping[str, Any], key: str, digits: int) -> Cell | str:
 
 
 def _answers(comparison: SideBySide) -> Section:
-    """What each variant says to the fixed prompts."""
+    """Return the section of each variant's answers to the fixed prompts."""
     said: dict[str, list[Answer]] = {}
     for name, variant in comparison.variants.items():
         for reply in variant.runs[0].answers():
@@ -474,7 +485,7 @@ def _sources(comparison: SideBySide) -> Section:
 
 
 def _origins(comparison: SideBySide, command: str) -> Section:
-    """Which revision each run is of, and the commands that bring it back and make the page."""
+    """Return the section of each run's revision, with the commands that bring it back and make the page."""
     rows = [["variant", "seed", "revision"]]
     for name, variant in comparison.variants.items():
         rows += [[name, "–" if run.seed is None else str(run.seed), run.revision.name] for run in variant.runs]

@@ -18,12 +18,12 @@ OWN = "own"  # the dataset, or the sentences, that a user's file is
 
 
 def commits(comparison: SideBySide) -> dict[str, str]:
-    """The commit of each revision that has a run in a comparison; "" of the workspace."""
+    """Return the commit of each revision that has a run in a comparison; "" of the workspace."""
     return {run.revision.name: run.revision.commit for run in comparison.runs}
 
 
 def versions(comparison: SideBySide) -> Iterator[str]:
-    """The libraries of which not all runs had the same version, each with who had which."""
+    """Yield the libraries of which not all runs had the same version, each with who had which."""
     had = [(name, run.versions) for name, variant in comparison.variants.items() for run in variant.runs]
     for library in sorted({each for _, recorded in had for each in recorded}):
         found: dict[str, list[str]] = {}
@@ -36,7 +36,7 @@ def versions(comparison: SideBySide) -> Iterator[str]:
 
 
 def sources(comparison: SideBySide) -> Iterator[list[str]]:
-    """What was used, its repository, revision, licence and terms, by the pins of this checkout.
+    """Yield what was used, its repository, revision, licence and terms, by the pins of this checkout.
 
     A user's own file is named with the hash that dvc.lock has of it; a dataset that another branch added has no pin.
     """
@@ -55,7 +55,7 @@ def sources(comparison: SideBySide) -> Iterator[list[str]]:
 
 
 def _own(comparison: SideBySide) -> Iterator[tuple[str, str, str]]:
-    """What each file of the user's own served as, its name without its place on a machine, and its hash."""
+    """Yield each file of the user's own: what it served as, its name without its folder, and its md5."""
     for run in comparison.runs:
         for role, corpus in zip(run.roles, run.corpora, strict=True):
             if corpus == OWN:
@@ -75,7 +75,7 @@ def _first(comparison: SideBySide) -> Revision:
 
 
 def _benchmarks(comparison: SideBySide) -> dict[str, Repository]:
-    """The pins of the scored tasks: ours, and those that params.yaml names."""
+    """Return the pins of the scored tasks: ours, and those that params.yaml names."""
     known = pins.BENCHMARKS | pins.more(_first(comparison).option("fetch-benchmarks@items", "more"))
     return {task: known[task] for task in comparison.tasks}
 

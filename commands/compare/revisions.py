@@ -47,7 +47,7 @@ UNNAMED = ("seed", "state", "mentions")  # options that name no variant: runs of
 
 
 def recorded(content: bytes, of: str = "") -> dict[str, Any]:
-    """The stages of a dvc.lock.
+    """Return the stages of a dvc.lock.
 
     Args:
         content: its bytes; DVC writes it in place, so one that was killed may leave it empty or cut short.
@@ -70,7 +70,7 @@ def recorded(content: bytes, of: str = "") -> dict[str, Any]:
 
 
 def words(command: str | list[str]) -> list[str]:
-    """A command of dvc.lock, cut as a shell would cut it; several, one after the other."""
+    """Return a command of dvc.lock, split as a shell would split it; several, one after the other."""
     return shlex.split(command if isinstance(command, str) else "\n".join(command))
 
 
@@ -92,7 +92,7 @@ class Revision:
 
     @classmethod
     def open(cls, name: str) -> "Revision":
-        """A commit, branch, tag or experiment of the repository in the current folder, or `workspace`.
+        """Open a commit, branch, tag or experiment of the repository in the current folder, or `workspace`.
 
         Raises:
             Refused: there is no such revision, it has no results, its dvc.lock is damaged, or it is half merged.
@@ -120,7 +120,7 @@ class Revision:
         return cls(name, recorded(content, of), tree, of and tree.repo.get_rev())
 
     def checkpoints(self) -> "list[Checkpoint]":
-        """Those that are scored, and whose recorded inputs are the recorded outputs of the stages before."""
+        """Return the scored checkpoints whose recorded inputs are the recorded outputs of the stages before."""
         return [Checkpoint(self, stage) for stage in CHECKPOINTS if self._whole(stage)]
 
     def _whole(self, checkpoint: str) -> bool:
@@ -128,7 +128,7 @@ class Revision:
         return all(stage in self.stages and self._follows(stage) for stage in scored)
 
     def _follows(self, stage: str) -> bool:
-        """Whether a stage was given what its predecessors gave last, back to the data."""
+        """Return whether a stage read what the stages before it wrote last, back to the data."""
         inputs = [(MAKERS[path], path, md5) for path, md5 in self.hashes(stage, "deps").items() if path in MAKERS]
         return all(
             maker in self.stages and self.hashes(maker, "outs").get(path) == md5 and self._follows(maker)
@@ -136,27 +136,27 @@ class Revision:
         )
 
     def hashes(self, stage: str, kind: str) -> dict[str, str]:
-        """The md5 of each of a stage's `deps` or `outs`, by path."""
+        """Return the md5 of each of a stage's `deps` or `outs`, by path."""
         return {entry["path"]: entry["md5"] for entry in self.stages[stage].get(kind, [])}
 
     def versions(self, stage: str) -> dict[str, str]:
-        """The versions of the libraries that a stage's result rests on."""
+        """Return the versions of the libraries that a stage's result rests on."""
         return {
             name: str(each) for file in self.stages[stage].get("params", {}).values() for name, each in file.items()
         }
 
     def words(self, stage: str) -> list[str]:
-        """A stage's command, cut as a shell would cut it."""
+        """Return a stage's command, split as a shell would split it."""
         return words(self.stages[stage]["cmd"])
 
     def options(self, stage: str) -> dict[str, str]:
-        """The options of a stage's command and their values; a flag's value is its own name."""
+        """Return the options of a stage's command and their values; a flag's value is its own name."""
         words = self.words(stage)
         given = [(a, b) for a, b in pairwise([*words, "--"]) if a.startswith("--")]
         return {a[2:]: a[2:] if b.startswith("--") else b for a, b in given}
 
     def option(self, stage: str, name: str) -> str:
-        """One option of a stage's command.
+        """Return one option of a stage's command.
 
         Raises:
             Refused: the stage was not run with it.
@@ -169,7 +169,7 @@ class Revision:
         return given[name]
 
     def recipe(self, stage: str) -> str:
-        """A digest of all that a stage's result depends on, back to the data, but for the seed."""
+        """Return a digest of all that a stage's result depends on, back to the data, but for the seed."""
         words = self.words(stage)
         if "--seed" in words:
             at = words.index("--seed")
@@ -184,7 +184,7 @@ class Revision:
         return {path: md5 for stage in self.stages for path, md5 in self.hashes(stage, "outs").items()}
 
     def read(self, path: str) -> bytes:
-        """A result's bytes.
+        """Read a result's bytes.
 
         Raises:
             Refused: it is not at hand, or is not what dvc.lock says.
@@ -207,7 +207,9 @@ class Revision:
 
 
 def _refuse_no_commit(name: str) -> None:
-    """Refuse what git knows as a file or a folder; of what git does not know DVC may know an experiment.
+    """Refuse a name by which git knows a file or a folder.
+
+    A name that git does not know at all may be an experiment of DVC's.
 
     Raises:
         Refused: naming which it is.
@@ -238,14 +240,14 @@ class Checkpoint:
 
     @cached_property
     def recipe(self) -> str:
-        """Equal for the runs of one variant, which differ by their seed alone."""
+        """A hash that is equal for the runs of one variant, which differ by their seed alone."""
         if self.stage == "base":
             return self.revision.hashes("eval@base", "deps")["models/base"]
         return self.revision.recipe(self.stage)
 
     @cached_property
     def seed(self) -> int | None:
-        """None of a base model."""
+        """The seed it was trained with; None of a base model."""
         return None if self.stage == "base" else int(self.revision.option(self.stage, "seed"))
 
     @property
@@ -261,7 +263,7 @@ class Checkpoint:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """What it was trained on: none, demonstrations, or these and comparisons."""
+        """The roles of the data it was trained on: none, demonstrations, or these and comparisons."""
         return tuple(ROLES[stage] for stage in CHECKPOINTS[1 : CHECKPOINTS.index(self.stage) + 1])
 
     @cached_property
@@ -276,7 +278,7 @@ class Checkpoint:
 
     @property
     def _trained(self) -> list[str]:
-        """The stages that made it of a base model."""
+        """The stages that made it from a base model."""
         return [stage for trained, role in ROLES.items() if role in self.roles for stage in (f"sample@{role}", trained)]
 
     @property
@@ -293,42 +295,42 @@ class Checkpoint:
 
     @cached_property
     def instruct(self) -> bool:
-        """Whether its base model was tuned on conversations before."""
+        """Return whether its base model was tuned on conversations before."""
         return bool(self.metrics(f"eval/{self.stage}.json")["instruct"])
 
     @property
     def origin(self) -> tuple[str, str]:
-        """Its base model, and `mini`, `hub` or `mirror`; of a folder of this machine its name alone."""
+        """Its base model, and `mini`, `hub` or `mirror`; a folder of this machine is given by its last part."""
         model, source = (self.revision.option("fetch@model", name) for name in ("model", "source"))
         return model.rpartition("/")[2] if model.startswith("/") else model, source if source in KINDS else "mirror"
 
     def option(self, stage: str, name: str) -> str:
-        """How it was scored by `eval` or `safety`."""
+        """Return an option by which `eval` or `safety` scored it."""
         return self.revision.option(f"{stage}@{self.stage}", name)
 
     def table(self, kind: str) -> pa.Table:
-        """Its table of `eval`, one row an item, or of `safety`, one row a sentence."""
+        """Read its table of `eval`, one row an item, or of `safety`, one row a sentence."""
         return pq.read_table(io.BytesIO(self.revision.read(f"data/{kind}/{self.stage}.parquet")))
 
     def metrics(self, path: str) -> dict[str, Any]:
-        """A metrics file of its revision, such as `sft.json`."""
+        """Read a metrics file of its revision, such as `sft.json`."""
         if path not in self._metrics:
             self._metrics[path] = json.loads(self.revision.read(f"metrics/{path}"))
         return self._metrics[path]
 
     def answers(self) -> list[dict[str, Any]]:
-        """Its greedy answers to the fixed prompts, each with `prompt`, `answer`, `tokens` and `finished`."""
+        """Read its greedy answers to the fixed prompts, each with `prompt`, `answer`, `tokens` and `finished`."""
         lines = self.revision.read(f"data/eval/{self.stage}.answers.jsonl").decode().split("\n")
         return [json.loads(line) for line in lines if line]
 
     def sought(self) -> set[str]:
-        """The tasks whose items `sample` looked for in all datasets that it was trained on."""
+        """Return the tasks whose items `sample` looked for in all datasets that it was trained on."""
         counted = [self.metrics(f"sample/{role}.json") for role in self.roles]
         start = "contaminated."
         return set.intersection(*({name[len(start) :] for name in each if name.startswith(start)} for each in counted))
 
     def contaminated(self) -> Iterator[tuple[str, str]]:
-        """The benchmark items that `sample` found in its datasets, and refused: task and item."""
+        """Yield the benchmark items that `sample` found in its datasets, and refused: task and item."""
         for role in self.roles:
             found = pq.read_table(io.BytesIO(self.revision.read(f"data/sampled/{role}.contaminated.parquet")))
             yield from zip(found["task"].to_pylist(), found["item"].to_pylist(), strict=True)

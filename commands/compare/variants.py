@@ -14,7 +14,7 @@ from commands.compare.revisions import Checkpoint
 
 @dataclass(frozen=True)
 class Variant:
-    """What was tried: one recipe, with a run for each seed.
+    """One recipe, with a run for each seed.
 
     Attributes:
         name: in tables.
@@ -41,7 +41,9 @@ class Variant:
 
 
 def group(checkpoints: Iterable[Checkpoint]) -> list[Variant]:
-    """The variants that checkpoints are runs of, each under a name of its own: base models, then by demonstrations.
+    """Return the variants that checkpoints are runs of, each under a name of its own.
+
+    Base models come first, then the others by their demonstrations.
 
     Args:
         checkpoints: of all revisions; one that several revisions have counts once.
@@ -66,7 +68,10 @@ def group(checkpoints: Iterable[Checkpoint]) -> list[Variant]:
 
 
 def _names(firsts: Sequence[Checkpoint]) -> list[str]:
-    """A name for each, of its datasets; where that is not enough, of options in which it differs, or its revision."""
+    """Return a name for each, of its datasets.
+
+    Where datasets do not tell them apart, the options in which they differ are added, then the revision.
+    """
     steps = [[f"{step} {name}" for step, name in zip(("SFT", "DPO"), f.corpora, strict=False)] for f in firsts]
     plain = [", ".join(said) or ("start" if f.instruct else "base") for f, said in zip(firsts, steps, strict=True)]
     names = []

@@ -44,12 +44,12 @@ class Revisions:
 
     @property
     def name(self) -> str:
-        """As it was asked for."""
+        """The names of its revisions, as they were asked for."""
         return " ".join(revision.name for revision in self.revisions)
 
     @cached_property
     def variants(self) -> dict[str, Variant]:
-        """What is scored there, by stage.
+        """The variants that are scored there, by stage.
 
         Raises:
             Refused: nothing is, or its revisions differ in more than their seed.
@@ -83,7 +83,7 @@ class Revisions:
 
     @cached_property
     def code(self) -> dict[str, str]:
-        """The hash of every file and folder that a stage reads and none makes, but for the parameters."""
+        """The md5 of every file and folder that a stage reads and none makes, but for the parameters."""
         first = self.revisions[0]
         read = {path: md5 for stage in first.stages for path, md5 in first.hashes(stage, "deps").items()}
         return {path: md5 for path, md5 in read.items() if path not in first.made and path != "params.yaml"}
@@ -96,7 +96,7 @@ class Revisions:
         return {name: " and ".join(sorted({v for n, v in found if n == name})) for name in sorted(dict(found))}
 
     def metrics(self, stage: str) -> dict[str, Any]:
-        """What `sample` and a training stage say of a run, by file and name."""
+        """Return the metrics that `sample` and a training stage wrote of a run, by file and name."""
         run = self.variants[stage].runs[0]
         files = (f"sample/{ROLES[stage]}.json", f"{stage}.json")
         return {f"{file} {name}": value for file in files for name, value in run.metrics(file).items()}
@@ -133,14 +133,14 @@ class Review:
 
     @cached_property
     def stages(self) -> list[str]:
-        """Those whose scores are not the same to the byte."""
+        """The shared checkpoints whose scores are not the same to the byte."""
         sides = self.before.variants, self.after.variants
         results = {stage: [[run.result for run in side[stage].runs] for side in sides] for stage in self.shared}
         return [stage for stage, (before, after) in results.items() if before != after]
 
     @cached_property
     def comparison(self) -> SideBySide:
-        """Of those checkpoints of both sides.
+        """The comparison of both sides' checkpoints in `stages`.
 
         Raises:
             Refused: they were not scored alike.
@@ -154,25 +154,25 @@ class Review:
         return SideBySide.of(named)
 
     def family(self, measures: list[str]) -> Family:
-        """The differences of all checkpoints in these measures."""
+        """Test the differences of all checkpoints in these measures."""
         return Family.of(
             self.comparison, {stage: (f"{stage} before", f"{stage} after") for stage in self.stages}, measures
         )
 
     @cached_property
     def gate(self) -> Gate:
-        """Over the tasks and the average of safety."""
+        """The gate over the tasks and the average of safety."""
         measures = list(cells.titles(self.comparison))
         margins = {measure: self.area if cells.area(measure) else self.points / 100 for measure in measures}
         return Gate(self.family(measures), margins)
 
     @property
     def passes(self) -> bool:
-        """Whether nothing is shown to have fallen by more than the margin."""
+        """Return whether nothing is shown to have fallen by more than the margin."""
         return not self.stages or not self.gate.fallen
 
     def text(self) -> str:
-        """The comment.
+        """Return the comment, as Markdown.
 
         Raises:
             Refused: the sides cannot be compared.
@@ -227,7 +227,7 @@ class Review:
         return cells.titles(self.comparison).get(measure, measure)
 
     def _measures(self) -> str:
-        """Every measure of every checkpoint, before and after."""
+        """Return the table of every measure of every checkpoint, before and after."""
         family = self.gate.family
         rows = [["checkpoint", "measure", "before", "after", "change", "p", "", "gate sees"]]
         for stage, measure in family.found:
@@ -257,7 +257,7 @@ class Review:
         return ", ".join([said, *cells.remarks(self.comparison, names, measure, found)])
 
     def _groups(self) -> str:
-        """The change of safety for each group."""
+        """Return the table of the change of safety for each group."""
         measures = {f"auc_len.{group}": group for group in self.comparison.groups}
         family = self.family(list(measures))
         rows = [["group", *self.stages]]
@@ -269,11 +269,11 @@ class Review:
 
     @staticmethod
     def _explained(text: str) -> str:
-        """A table with why something in it is not defined, if something is."""
+        """Add to a table why something in it is not defined, if something is."""
         return f"{text} {WHY_NOT}" if NOT_DEFINED in text else text
 
     def _other(self) -> str:
-        """What `sample` and training say of themselves, where that changed."""
+        """Return the table of other metrics of `sample` and training that changed."""
         rows = [["file and metric", "before", "after"]]
         for stage in (stage for stage in self.shared if stage in ROLES):
             changed = _changes(self.before.metrics(stage), self.after.metrics(stage))
@@ -291,7 +291,7 @@ class Review:
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What differs, by key, and both values; – where one has none."""
+    """Yield each key that differs, with both values; – where one has none."""
     for key in dict.fromkeys([*before, *after]):
         old, new = before.get(key, "–"), after.get(key, "–")
         if old != new:
@@ -299,5 +299,5 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tu
 
 
 def refused(before: str, after: str, refusal: Refused) -> str:
-    """The comment in place of one that compares."""
+    """Return the comment for two sides that cannot be compared."""
     return f"## {tables.code(before)} → {tables.code(after)}\n\n- **Not compared**:\n\n{tables.fenced(str(refusal))}\n"

@@ -58,7 +58,7 @@ def main(
 
 
 def check(params: Params, study: Any, look: Look) -> None:
-    """Everything that depends on the parameters."""
+    """Check everything that depends on the parameters."""
     nothing: tuple[list[Finding], dict[str, int]] = ([], {})
     found, sizes = look.at("source", lambda: access.check(params), nothing)
     look.found += found

@@ -27,7 +27,7 @@ FORMS = (  # of `model` that are no folder
 
 @dataclass(frozen=True)
 class SourceReply:
-    """What a place said of a repository.
+    """The answer of a hub, mirror or server about a repository.
 
     Attributes:
         finding: why it cannot be had, or None.
@@ -41,7 +41,7 @@ class SourceReply:
 
 
 def check(params: Params) -> tuple[list[Finding], dict[str, int]]:
-    """Whether each repository can be had, and the bytes of those whose place says."""
+    """Check that each repository can be had, and return the bytes of those whose source states them."""
     try:
         wanted, root = wanted_repositories(params), repositories.mirror_root(params["source"])
     except Refused as refusal:
@@ -65,7 +65,7 @@ def check(params: Params) -> tuple[list[Finding], dict[str, int]]:
 
 
 def model(params: Params) -> list[Finding]:
-    """What is wrong with `model`, as far as its words and this disk tell: one that no place is asked for, or no pin."""
+    """Check `model` without a network: its form, its pin, and a folder of this machine."""
     name = params["model"]
     if Path(name).is_absolute():
         if not Path(name).is_dir():
@@ -94,7 +94,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def wanted_repositories(params: Params) -> list[Repository]:
-    """What `fetch` will ask `source` for."""
+    """List the repositories that `fetch` will ask `source` for."""
     found = []
     if match := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", params["model"]):
         gated = match[1].startswith("meta-llama/")  # no pin says so
@@ -137,7 +137,7 @@ def _token(wanted: list[Repository]) -> Finding:
 
 
 def _page(repository: Repository) -> str:
-    """Where a repository's terms are read and accepted."""
+    """Return the address where a repository's terms are read and accepted."""
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT}/{'datasets/' if repository.host == 'dataset' else ''}{repository.name}"
@@ -180,12 +180,12 @@ def _ask(repository: Repository, root: str | None) -> SourceReply:
 
 
 def _optional(repository: Repository) -> tuple[str, ...]:
-    """What `fetch` takes too where it is there."""
+    """Return the files that `fetch` takes only where they exist."""
     return base_model.OPTIONAL if repository.host == "model" else ()
 
 
 def _ask_hub(repository: Repository, place: download.Place) -> int:
-    """The bytes of a repository's files on the hub."""
+    """Return the bytes of a repository's files on the hub."""
     from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 
     name, kind, revision = repository.name, repository.host, repository.revision

@@ -22,7 +22,10 @@ DEFAULT_LINKS = ("reflink", "copy")  # DVC's own, where `cache.type` says nothin
 
 
 def own_files(params: Params) -> list[Finding]:
-    """The files that parameters name: DVC depends on all of `own`, and a queued experiment sees what git tracks."""
+    """Check the files that parameters name.
+
+    DVC depends on all of `own`, and a queued experiment sees what git tracks.
+    """
     found = [finding for path, key in named(params) if (finding := _untracked(path, key))]
     used = {"demonstrations": params["data"], "comparisons": params["preferences"], "sentences": params["sentences"]}
     for key, name in params["own"].items():
@@ -36,7 +39,10 @@ def own_files(params: Params) -> list[Finding]:
 
 
 def named(params: Params) -> list[tuple[Path, str]]:
-    """The files besides `own` that parameters name, with the key: those of datasets, a launcher's configuration."""
+    """List the files besides `own` that parameters name, with the key.
+
+    They are the modules of datasets, and a launcher's configuration.
+    """
     study = params["study"]
     sets = {"data": [params["data"]], "preferences": [params["preferences"]]}
     sets |= {f"study.{key}": study[key] for key in ("demonstrations", "comparisons", "matched")}
@@ -47,7 +53,7 @@ def named(params: Params) -> list[tuple[Path, str]]:
 
 
 def _untracked(path: Path, key: str) -> Finding | None:
-    """A file that is here, and would not be in a queued experiment."""
+    """Return a failure for a file that is here and would be missing in a queued experiment."""
     if (
         path.is_absolute()
         or not path.is_file()
@@ -60,7 +66,7 @@ def _untracked(path: Path, key: str) -> Finding | None:
 
 
 def git() -> list[Finding]:
-    """Whether an experiment can record the commit that it ran."""
+    """Check that an experiment can record the commit that it ran."""
     if _git("rev-parse", "--git-dir") is None:
         text = "this folder is no git repository, so `dvc exp run` cannot work"
         return [failure("git", text, "git clone it, or `git init && git add . && git commit`")]
@@ -80,7 +86,7 @@ def git() -> list[Finding]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says, or None where it fails."""
+    """Return what git prints, or None where it fails."""
     try:
         ended = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -89,7 +95,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def repo() -> Any:
-    """DVC's view of this folder, or None."""
+    """Return DVC's view of this folder, or None."""
     from dvc.exceptions import DvcException, NotDvcRepoError  # type: ignore[import-untyped]
     from dvc.repo import Repo  # type: ignore[import-untyped]
 
@@ -100,7 +106,7 @@ def repo() -> Any:
 
 
 def dvc(study: Any) -> list[Finding]:
-    """The remote, the links between cache and workspace, and locks of a DVC that was killed."""
+    """Check the remote, the links between cache and workspace, and locks of a DVC that was killed."""
     if study is None:
         return [failure("dvc", "this folder is no DVC repository", "run it where dvc.yaml lies; `dvc init` if new")]
     found = []
@@ -121,7 +127,7 @@ def dvc(study: Any) -> list[Finding]:
 
 
 def kept(cache: Path) -> list[Finding]:
-    """Whether this user can keep checkpoints and downloads beside DVC's cache; nothing where it is so."""
+    """Check that this user can keep checkpoints and downloads beside DVC's cache; [] if so."""
     place = files.own(cache / ".." / "state")
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     if os.access(there, os.W_OK | os.X_OK) and (there != place or place.stat().st_uid == os.getuid()):
@@ -131,13 +137,13 @@ def kept(cache: Path) -> list[Finding]:
 
 
 def link(study: Any) -> str:
-    """How DVC brings files from its cache into the workspace: the first of `cache.type` that works, or copies."""
+    """Return the link by which DVC shares files of its cache: the first of `cache.type` that works, or `copy`."""
     able = link_types(study)
     return next((kind for kind in study.config["cache"].get("type") or DEFAULT_LINKS if kind in able), "copy")
 
 
 def link_types(study: Any) -> list[str]:
-    """The ways in which the file systems of cache and workspace can share a file; `copy` always works."""
+    """List the ways in which the file systems of cache and workspace can share a file; `copy` always works."""
     from dvc.fs import LocalFileSystem  # type: ignore[import-untyped]
     from dvc_objects.fs import generic
 
@@ -148,7 +154,7 @@ def link_types(study: Any) -> list[str]:
 
 
 def recorded() -> list[Finding]:
-    """What is wrong with dvc.lock, or half merged in dvc.yaml: DVC stops at both."""
+    """Check dvc.lock for damage, and it and dvc.yaml for a half-finished merge: DVC stops at both."""
     found = []
     reads: list[tuple[str, Callable[[bytes], object]]] = [
         ("dvc.lock", revisions.recorded),
@@ -165,7 +171,7 @@ def recorded() -> list[Finding]:
 
 
 def locks(tmp: Path) -> list[Finding]:
-    """What DVC holds, by `rwlock`: processes with the files they read and write, which a killed DVC leaves there.
+    """Check DVC's `rwlock`: processes with the files they read and write, which a killed DVC leaves there.
 
     The files `lock` and `rwlock.lock` are locks of the system, which it takes back from a process that ends.
     """

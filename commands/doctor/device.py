@@ -14,7 +14,7 @@ from commands.doctor.predictions import GB
 
 
 def check(params: Params) -> list[Finding]:
-    """Of the device that `device` names."""
+    """Check the device that `device` names."""
     import torch
 
     if params["device"] == "cpu":
@@ -52,7 +52,7 @@ def check(params: Params) -> list[Finding]:
 
 
 def usable(device: str) -> bool:
-    """Whether the device is here."""
+    """Return whether the device is here."""
     if device == "cpu":
         return True
     import torch
@@ -61,7 +61,7 @@ def usable(device: str) -> bool:
 
 
 def threads() -> int:
-    """Threads that torch computes with on a CPU."""
+    """Return the number of threads that torch computes with on a CPU."""
     import torch
 
     return torch.get_num_threads()

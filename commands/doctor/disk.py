@@ -14,7 +14,7 @@ from commands.doctor.predictions import GB, Shape
 
 
 def check(params: Params, shape: Shape | None, sizes: dict[str, int], study: Any) -> list[Finding]:
-    """Of the DVC cache and of the workspace, or of both at once where they share a file system."""
+    """Check the room for the DVC cache and the workspace, added up where they share a file system."""
     workspace = Path.cwd()
     cache = Path(study.cache.local.path) if study else workspace / ".dvc/cache"
     parts = _bytes(params, shape, sizes)
@@ -45,7 +45,7 @@ def _there(path: Path) -> Path:
 
 
 def _bytes(params: Params, shape: Shape | None, sizes: dict[str, int]) -> dict[str, tuple[float, str]]:
-    """Estimated bytes by kind, and how each is estimated."""
+    """Return the estimated bytes by kind, and how each is estimated."""
     adapter = shape.adapter(params["sft"]["rank"]) if shape else 0
     checkpoint = adapter * (predictions.ADAPTER + 4.0)
     wanted = {"demonstrations": (params["data"], 1), "comparisons": (params["preferences"], 2)}

@@ -13,7 +13,7 @@ from commands.doctor.predictions import Shape
 
 
 def check(params: Params, shape: Shape) -> list[Finding]:
-    """Hours of sft, dpo, and of eval and safety together, from a measured matrix product."""
+    """Estimate the hours of sft, dpo, and of eval and safety together, from a measured matrix product."""
     device, dtype, count = params["device"], params["dtype"], launch.count(params["launch"])
     if device == "cpu":
         count = 1  # processes share the cores
@@ -35,7 +35,7 @@ def check(params: Params, shape: Shape) -> list[Finding]:
 
 
 def amount(params: Params, role: str) -> tuple[float, float, str]:
-    """How many sequences (of dpo, pairs) are trained, their mean tokens, and what that is based on."""
+    """Return the number of sequences (of dpo, pairs) trained, their mean tokens, and the basis of the estimate."""
     stage = params["sft" if role == "demonstrations" else "dpo"]
     corpus, rows = params["data" if role == "demonstrations" else "preferences"], params["rows"][role]
     metrics = Path(f"metrics/sample/{role}.json")
@@ -57,7 +57,7 @@ def amount(params: Params, role: str) -> tuple[float, float, str]:
 
 
 def _sampled_alike(params: Params, role: str, corpus: str) -> bool:
-    """Whether the rows in the workspace were sampled as these parameters say, as far as dvc.lock tells."""
+    """Return whether the rows in the workspace were sampled by these parameters, as far as dvc.lock tells."""
     from dvc.utils.serialize import load_yaml  # type: ignore[import-untyped]
 
     if not Path("dvc.lock").is_file():

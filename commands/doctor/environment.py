@@ -10,13 +10,13 @@ from commands.doctor.findings import Finding, failure, ok, warning
 
 
 def check() -> list[Finding]:
-    """Python and the packages, which do not depend on parameters."""
+    """Check Python and the packages, which do not depend on parameters."""
     lock = Path("requirements.lock")
     return [python(), packages(lock), results(lock)]
 
 
 def python() -> Finding:
-    """The interpreter against what pyproject.toml asks for."""
+    """Check the interpreter against what pyproject.toml asks for."""
     from packaging.specifiers import SpecifierSet
 
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
@@ -27,7 +27,7 @@ def python() -> Finding:
 
 
 def packages(lock: Path) -> Finding:
-    """What is installed against the lock."""
+    """Check the installed packages against the lock."""
     pinned = libraries.locked(lock)
     if other := _named(libraries.others(pinned), pinned):
         named = ", ".join(other[:12]) + (f" and {len(other) - 12} more" if len(other) > 12 else "")
@@ -37,7 +37,7 @@ def packages(lock: Path) -> Finding:
 
 
 def results(lock: Path) -> Finding:
-    """The libraries that results rest on, without which in the locked versions no stage runs."""
+    """Check the libraries that results rest on: no stage runs without their locked versions."""
     try:
         pinned = libraries.results(lock)
     except Refused as refusal:

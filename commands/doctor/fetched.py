@@ -45,7 +45,10 @@ class Read:
     given: str
 
     def differences(self, sha256: Callable[[Path], str]) -> Iterator[str]:
-        """The files of the folder that are not as they were copied; none if that was never, or of something else."""
+        """Yield the files of the folder that differ from their copies.
+
+        There are none if the folder was never copied, or if the copy is of something else.
+        """
         if not (self.out / "provenance.json").is_file() or not self.folder.is_dir():
             return
         told = files.read_json(self.out / "provenance.json")
@@ -78,7 +81,7 @@ class Hashes:
             self._kept = files.read_json(path)
 
     def sha256(self, file: Path) -> str:
-        """The hash of a file."""
+        """Return the SHA-256 of a file."""
         status = file.stat()
         times = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         key = f"{file} {' '.join(map(str, times))}"
@@ -86,13 +89,13 @@ class Hashes:
         return self._used[key]
 
     def keep(self) -> None:
-        """Write those that were asked for."""
+        """Write the hashes that were asked for."""
         if self._used != self._kept:
             files.write_json(self._path, self._used)
 
 
 def check(params: Params) -> list[Finding]:
-    """Every file that was read, by its bytes."""
+    """Check every file that was read, by its bytes."""
     found = [
         failure("fetched", summary(stage, says), f"{mend(stage)}, then make repro")
         for stage, says in changes(params, files.sha256).items()
@@ -101,7 +104,7 @@ def check(params: Params) -> list[Finding]:
 
 
 def changes(params: Params, sha256: Callable[[Path], str]) -> dict[str, list[str]]:
-    """What differs, by the stage that reads it again.
+    """Return what differs, by the stage that reads it again.
 
     Args:
         params: what the parameters say now: what they do not name is no longer asked for.
@@ -116,7 +119,7 @@ def changes(params: Params, sha256: Callable[[Path], str]) -> dict[str, list[str
 
 
 def given() -> dict[str, list[str]]:
-    """The absolute paths in the commands that dvc.lock records of `fetch`, by stage; most studies have none.
+    """Return the absolute paths in the commands that dvc.lock records of `fetch`, by stage; most studies have none.
 
     Raises:
         Refused: dvc.lock is damaged or half merged.
@@ -129,18 +132,18 @@ def given() -> dict[str, list[str]]:
 
 
 def summary(stage: str, says: list[str]) -> str:
-    """What differs, in words."""
+    """Return what differs, in words."""
     more = f"; and {len(says) - SHOWN} more" if len(says) > SHOWN else ""
     return f"{'; '.join(says[:SHOWN])}{more} since {stage} read it, and DVC does not see that"
 
 
 def mend(stage: str) -> str:
-    """The command that reads it again."""
+    """Return the command that reads it again."""
     return f"dvc repro --force --single-item {stage}"
 
 
 def _reads(params: Params) -> Iterator[Read]:
-    """The folders of this machine that the parameters have `fetch` read."""
+    """Yield the folders of this machine that `fetch` reads, by the parameters."""
     model, source = params["model"], params["source"]
     if Path(model).is_absolute():
         yield Read("fetch@model", Path("models/base"), base_model.repository("a local folder", ""), Path(model), model)
@@ -151,7 +154,7 @@ def _reads(params: Params) -> Iterator[Read]:
 
 
 def _of_a_mirror(params: Params) -> Iterator[tuple[str, Path, Repository]]:
-    """What `fetch` reads from `source`: the stage, its copy, and the repository."""
+    """Yield what `fetch` reads from `source`: the stage, its copy, and the repository."""
     if pinned := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w.-]+)", params["model"]):
         yield "fetch@model", Path("models/base"), base_model.repository(pinned[1], pinned[2])
     for task, repository in {**pins.BENCHMARKS, **pins.more(params["more_benchmarks"])}.items():

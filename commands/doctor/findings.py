@@ -15,7 +15,7 @@ Found = TypeVar("Found")
 
 
 class Level(StrEnum):
-    """How much a finding matters."""
+    """The severity of a finding."""
 
     ok = "ok"
     warning = "warning"
@@ -43,7 +43,7 @@ class Look:
         self.found: list[Finding] = []
 
     def at(self, check: str, look: Callable[[], Found], otherwise: Found, way: str = "make doctor again") -> Found:
-        """What a look gives, or `otherwise` where it fails.
+        """Return what a look gives, or `otherwise` where it fails.
 
         Args:
             check: the name of the finding that it fails.
@@ -62,27 +62,27 @@ class Look:
         return otherwise
 
     def add(self, check: str, look: Callable[[], list[Finding]]) -> None:
-        """Keep the findings of a look."""
+        """Add the findings of a look."""
         self.found += self.at(check, look, [])
 
 
 def ok(check: str, found: str) -> Finding:
-    """Nothing to do."""
+    """Return a finding that asks for nothing."""
     return Finding(check, Level.ok, found)
 
 
 def warning(check: str, found: str, next: str) -> Finding:
-    """The run will work; something is better known before it."""
+    """Return a finding that is worth knowing before the run; the run will work."""
     return Finding(check, Level.warning, found, next)
 
 
 def failure(check: str, found: str, next: str) -> Finding:
-    """The run would fail."""
+    """Return a finding with which the run would fail."""
     return Finding(check, Level.failure, found, next)
 
 
 def line(finding: Finding) -> str:
-    """A finding as it is printed; what to do stands on a line of its own."""
+    """Return a finding as it is printed; what to do stands on a line of its own."""
     text = f"{finding.level:<8} {finding.check}: {finding.found}"
     if finding.next:
         text += f"\n{'':8} → {finding.next}"
@@ -90,12 +90,12 @@ def line(finding: Finding) -> str:
 
 
 def as_text(found: list[Finding]) -> str:
-    """All findings, line by line."""
+    """Return all findings, line by line."""
     return "\n".join(line(finding) for finding in found)
 
 
 def counts(found: list[Finding]) -> str:
-    """How many there are of each level."""
+    """Return the numbers of failures, warnings and findings that ask for nothing, in words."""
     failures, warnings, fine = (
         sum(finding.level is level for finding in found) for level in (Level.failure, Level.warning, Level.ok)
     )
@@ -103,5 +103,5 @@ def counts(found: list[Finding]) -> str:
 
 
 def as_json(found: list[Finding]) -> str:
-    """All findings as a JSON list."""
+    """Return all findings as a JSON list."""
     return json.dumps([asdict(finding) for finding in found], indent=2, ensure_ascii=False)

@@ -13,7 +13,7 @@ from commands.doctor.findings import Finding, failure, ok, warning
 
 
 def check(params: Params) -> list[Finding]:
-    """`launch` against the GPUs, and nf4 against what is installed."""
+    """Check `launch` against the GPUs, and nf4 against what is installed."""
     found: list[Finding] = []
     started = count(params["launch"])
     path = given(params["launch"], "--config_file")
@@ -41,7 +41,7 @@ def check(params: Params) -> list[Finding]:
 
 
 def count(launch: str) -> int:
-    """How many processes `launch` starts."""
+    """Return how many processes `launch` starts."""
     for flag in ("--num_processes", "--num-processes", "--nproc_per_node"):
         if (number := given(launch, flag)) and number.isdecimal() and len(number) < 7:
             return max(1, int(number))
@@ -50,7 +50,7 @@ def count(launch: str) -> int:
 
 
 def _configured(path: Path) -> int | None:
-    """The number of processes in a configuration of Accelerate's; None where the file is none."""
+    """Return the number of processes in a configuration of Accelerate's, or None where the file is none."""
     from dvc.utils.serialize import ParseError, load_yaml  # type: ignore[import-untyped]
 
     try:
@@ -61,6 +61,6 @@ def _configured(path: Path) -> int | None:
 
 
 def given(launch: str, flag: str) -> str | None:
-    """The word after a flag of `launch`, or None."""
+    """Return the word after a flag of `launch`, or None."""
     words = shlex.split(launch)
     return words[words.index(flag) + 1] if flag in words[:-1] else None

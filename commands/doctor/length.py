@@ -6,7 +6,7 @@ from commands.doctor.predictions import Shape
 
 
 def check(params: Params, shape: Shape) -> Finding:
-    """`sample.max_tokens` against what the model can read."""
+    """Check `sample.max_tokens` against what the model can read."""
     limit = params["sample"]["max_tokens"]
     if limit <= shape.longest:
         return ok("length", f"rows of at most {limit:,} tokens, which the model can read")

@@ -16,7 +16,7 @@ TOKEN_BUDGET = {"cpu": 512, "cuda": 16384}  # the fastest of those that LOG.md t
 
 
 def check(params: Params, shape: Shape) -> list[Finding]:
-    """Predicted peaks of sft, dpo, eval and safety against the device's memory, with what to lower."""
+    """Check predicted peaks of sft, dpo, eval and safety against the device's memory, with what to lower."""
     here = device.usable(params["device"])
     total, free = predictions.memory(params["device"]) if here else (math.inf, math.inf)
     shared = launch.count(params["launch"]) if params["device"] == "cpu" else 1
@@ -53,7 +53,7 @@ def _fits(need: dict[str, float], total: float) -> bool:
 
 
 def training(params: Params, stage: str) -> predictions.Training:
-    """What decides the memory of a training stage. DPO goes on with the adapter of SFT, its rank and dropout."""
+    """Return what decides the memory of a training stage; DPO trains the adapter of SFT, with its rank and dropout."""
     return predictions.Training(
         dtype=params["dtype"],
         device=params["device"],
@@ -68,12 +68,15 @@ def training(params: Params, stage: str) -> predictions.Training:
 
 
 def _step(section: Params) -> int:
-    """Rows of an optimiser step, more than which no forward pass has; a budget of tokens sets no bound."""
+    """Return the rows of an optimiser step, which bound those of a forward pass; a budget of tokens sets no bound."""
     return int(section["batch"]) if section["budget"] == "epochs" else sys.maxsize
 
 
 def lower(shape: Shape, run: predictions.Training, stage: str, total: float) -> str:
-    """The first of per_device_batch, gradient_checkpointing and nf4, in this order, with which training fits."""
+    """Name what to lower until training fits.
+
+    Tried in this order: per_device_batch, gradient_checkpointing, nf4.
+    """
     ways: list[tuple[dict[str, Any], str]] = [
         ({"per_device_batch": n}, f"set `per_device_batch: {n}`")
         for n in predictions.powers(run.per_device_batch)
@@ -89,7 +92,7 @@ def lower(shape: Shape, run: predictions.Training, stage: str, total: float) -> 
 
 
 def _budget(params: Params, shape: Shape, total: float) -> int:
-    """The quickest token budget that fits eval and safety."""
+    """Return the quickest token budget that fits eval and safety."""
     at, dtypes = params["device"], (params["dtype"], params["safety"]["dtype"])
     return next(
         tokens
@@ -99,7 +102,7 @@ def _budget(params: Params, shape: Shape, total: float) -> int:
 
 
 def proposal(params: Params, shape: Shape, total: float) -> Finding:
-    """What to write for this device: rows a pass that fit sft and dpo and are quick, and a token budget."""
+    """Propose parameters for this device: rows a pass that fit sft and dpo and are quick, and a token budget."""
     runs = [training(params, stage) for stage in ("sft", "dpo")]
     # On a CPU one row a pass was the quickest; a GPU wants `GPU_TOKENS`, and most rows are far from the longest.
     most = 1 if params["device"] == "cpu" else min(params["sft"]["batch"], params["dpo"]["batch"])

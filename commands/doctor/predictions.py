@@ -96,17 +96,17 @@ class Shape:
         return self.linear + self.vocabulary * self.hidden
 
     def adapter(self, rank: int) -> int:
-        """Weights of a LoRA adapter on all linear maps."""
+        """Return the number of weights of a LoRA adapter on all linear maps."""
         ends = 2 * (self.hidden + self.query) + 2 * (self.hidden + self.key) + 3 * (self.hidden + self.intermediate)
         return self.layers * rank * ends
 
     def weights(self, dtype: str, quantization: str = "none") -> float:
-        """Bytes of the weights in memory; nf4 has 4 bits a linear weight and a scale for each 64 of them."""
+        """Return the bytes of the weights in memory; nf4 has 4 bits a linear weight and a scale for each 64 of them."""
         linear = 0.516 if quantization == "nf4" else BYTES[dtype]
         return self.linear * linear + (self.parameters - self.linear) * BYTES[dtype]
 
     def kept(self, dtype: str, dropout: float, device: str) -> int:
-        """Bytes that autograd keeps of one layer for one token."""
+        """Return the bytes that autograd keeps of one layer for one token."""
         into = 5 * self.hidden + self.query + self.intermediate  # what the seven adapters of a layer read
         attention = 2 * self.query + 2 * self.key
         norms = 2 * self.hidden
@@ -127,7 +127,9 @@ SHAPES = {
 
 
 def shape(model: str, source: str, base: Path) -> Shape | None:
-    """The shape of the parameter `model`: known by name, or read from a `config.json` that is at hand; else None.
+    """Return the shape of the parameter `model`, or None.
+
+    It is known by name, or read from a `config.json` that is at hand.
 
     Args:
         model: as in params.yaml.
@@ -153,7 +155,7 @@ def shape(model: str, source: str, base: Path) -> Shape | None:
 
 
 def _read(config: Mapping[str, Any]) -> Shape | None:
-    """The shape that a `config.json` in Llama's words states; transformers' own defaults where it leaves one out."""
+    """Return the shape that a `config.json` in Llama's terms states, with transformers' defaults for what it lacks."""
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         size = config.get("head_dim") or hidden // heads
@@ -168,7 +170,7 @@ def _read(config: Mapping[str, Any]) -> Shape | None:
 
 @dataclass(frozen=True)
 class Training:
-    """What decides the memory of sft or dpo, in the words of params.yaml; `sequences` is 2 of a comparison."""
+    """Parameters that decide the memory of sft or dpo, named as in params.yaml; `sequences` is 2 of a comparison."""
 
     dtype: str
     device: str
@@ -187,7 +189,7 @@ class Training:
 
 
 def training_memory(shape: Shape, run: Training) -> dict[str, float]:
-    """Bytes at the peak of sft or dpo in one process, by what takes them; rows are as long as they may be."""
+    """Return the bytes at the peak of sft or dpo in one process, by use, for rows of `max_tokens`."""
     tokens, size, device = run.positions, BYTES[run.dtype], run.device
     kept = shape.kept(run.dtype, run.dropout, device) * tokens
     stored = shape.layers * shape.hidden * size * tokens
@@ -208,7 +210,7 @@ def training_memory(shape: Shape, run: Training) -> dict[str, float]:
 
 
 def scoring_memory(shape: Shape, dtype: str, device: str, token_budget: int) -> dict[str, float]:
-    """Bytes at the peak of eval or safety in one process; logits are those of a pass whose every token is scored."""
+    """Return the bytes at the peak of eval or safety in one process, with logits for every token of a pass."""
     size = BYTES[dtype]
     layer = size * (6 * shape.hidden + 4 * shape.intermediate) + 8 * shape.hidden
     return {
@@ -220,7 +222,7 @@ def scoring_memory(shape: Shape, dtype: str, device: str, token_budget: int) -> 
 
 
 def training_flops(shape: Shape, tokens: float, length: float, sequences: int) -> float:
-    """Floating-point operations of a run over so many tokens in sequences of a length.
+    """Return the floating-point operations of a run over so many tokens in sequences of a length.
 
     4 a weight and token for the policy, and attention; of dpo 2 more for the reference.
     """
@@ -229,12 +231,12 @@ def training_flops(shape: Shape, tokens: float, length: float, sequences: int) -
 
 
 def scoring_flops(shape: Shape, items: float, read: float, scored: float) -> float:
-    """Floating-point operations of scoring so many items."""
+    """Return the floating-point operations of scoring so many items."""
     return 2 * items * (shape.linear * read + shape.vocabulary * shape.hidden * scored)
 
 
 def matrix_peak(dtype: str, device: str) -> float:
-    """FLOP/s of a large matrix product, the best of several in about a second."""
+    """Measure the FLOP/s of a large matrix product, the best of several in about a second."""
     import torch
 
     size = 2048 if device == "cpu" else 8192
@@ -255,7 +257,7 @@ def matrix_peak(dtype: str, device: str) -> float:
 
 
 def memory(device: str) -> tuple[float, float]:
-    """Bytes of memory that a process may have on this device in all, and those free now; of a GPU, the first one's."""
+    """Return the bytes of memory that a process may have on this device, and those free now; of the first GPU."""
     if device == "cuda":
         import torch
 
@@ -271,7 +273,7 @@ def memory(device: str) -> tuple[float, float]:
 
 
 def powers(most: int) -> Iterator[int]:
-    """Powers of two from the largest that is at most `most` down to 1."""
+    """Yield powers of two from the largest that is at most `most` down to 1."""
     power = 1 << (most.bit_length() - 1)
     while power:
         yield power

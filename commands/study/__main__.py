@@ -47,7 +47,9 @@ def main(path: Annotated[Path, typer.Argument(metavar="PARAMS", help="a params f
 
 
 def plan(path: Path, commit: str) -> list[Experiment]:
-    """The experiments that a params file asks for, under names that change with all that a result may depend on.
+    """List the experiments that a params file asks for.
+
+    A name changes with all that its results may depend on.
 
     Raises:
         Refused: there is no such file, or its section `study` names no grid of known datasets.
@@ -65,7 +67,7 @@ def plan(path: Path, commit: str) -> list[Experiment]:
 
 
 def grid(params: dict[str, Any], alike: str) -> Iterator[Experiment]:
-    """The whole pipeline for each pair of datasets, and SFT alone where few demonstrations are to be tried too.
+    """Yield the whole pipeline for each pair of datasets, and SFT alone on `matched_rows` of each set in `matched`.
 
     Args:
         params: of the file.

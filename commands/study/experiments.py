@@ -27,7 +27,7 @@ ASKED = 5  # times, each for a second, before a worker that is no process of thi
 
 @dataclass(frozen=True)
 class Experiment:
-    """What `dvc exp run` is given.
+    """One experiment, as `dvc exp run` is given it.
 
     Attributes:
         name: in its commit.
@@ -41,7 +41,7 @@ class Experiment:
 
 
 def git(*words: str) -> str:
-    """What git says.
+    """Return what git prints.
 
     Raises:
         Refused: it fails, as without a repository or a commit.
@@ -54,13 +54,13 @@ def git(*words: str) -> str:
 
 
 def finished(commit: str, names: Collection[str]) -> set[str]:
-    """Those of `names` that are experiments of a commit; DVC keeps each that succeeded as a ref."""
+    """Return those of `names` that are experiments of a commit; DVC keeps each that succeeded as a ref."""
     refs = git("for-each-ref", "--format=%(refname:lstrip=4)", f"refs/exps/{commit[:2]}/{commit[2:]}/")
     return {*refs.splitlines()}.intersection(names)
 
 
 def settle(queue: Any, names: Collection[str]) -> set[str]:
-    """Take out of the queue those of `names` that failed before or were killed; the others in it, waiting or running.
+    """Remove from the queue those of `names` that failed or were killed; return the others, waiting or running.
 
     Raises:
         Refused: some of these are not of `names`; the worker would run them too.
@@ -80,14 +80,14 @@ def settle(queue: Any, names: Collection[str]) -> set[str]:
 
 
 def lives(queue: Any) -> bool:
-    """Whether a worker of this queue is there: a process of this machine, or one that answers from another."""
+    """Return whether a worker of this queue is there: a process of this machine, or one that answers from another."""
     pids = [files.read_json(path)["pid"] for path in Path(queue.wdir).glob("dvc-exp-worker-*.json")]
     here = any(processes.lives(pid) and "queue-worker" in processes.started_as(pid) for pid in pids)
     return here or any(queue.worker_status() for _ in range(ASKED))
 
 
 def bury(queue: Any, entry: Any) -> None:
-    """Make a failure of an experiment whose worker is dead, and end what is left of it."""
+    """Mark an experiment whose worker is dead as failed, and end what is left of it."""
     if process := queue.proc.get(entry.stash_rev):
         if entry.stash_rev in processes.started_as(process.pid):
             os.kill(process.pid, signal.SIGTERM)
@@ -98,7 +98,7 @@ def bury(queue: Any, entry: Any) -> None:
 
 @contextlib.contextmanager
 def queueing(repo: Any) -> Iterator[None]:
-    """Be the one `make study` that puts experiments into the queue; wait while another one does.
+    """Hold the lock to put experiments into the queue; wait while another `make study` holds it.
 
     DVC sets the workspace's edits aside meanwhile: what another then saw of them would be wrong. The system takes the
     lock back from a process that ends, so whoever has it knows that no other is alive in here.
@@ -135,7 +135,7 @@ def refuse_set_aside(repo: Any) -> None:
 
 
 def _back(before: dict[str, str]) -> str:
-    """The command that brings the edits back that DVC has set aside; what is in their place is stashed before."""
+    """Return the command that brings back the edits that DVC has set aside; it first stashes what is in their place."""
     stashed = git("stash", "list", "--format=%H").splitlines()
     newer = stashed[: stashed.index(before["stash"])] if before["stash"] in stashed else stashed
     steps = ["git stash push", f"git checkout {shlex.quote(before['branch'])}"]
@@ -147,12 +147,12 @@ def _note(repo: Any) -> Path:
 
 
 def _place() -> dict[str, str]:
-    """Where the workspace's edits are: DVC leaves the branch and stashes them while it copies."""
+    """Return the branch and the newest stash, which DVC changes while it copies the workspace."""
     return {"branch": git("rev-parse", "--abbrev-ref", "HEAD"), "stash": git("stash", "list", "--format=%H", "-1")}
 
 
 def enqueue(repo: Any, experiments: list[Experiment]) -> None:
-    """Have DVC copy the workspace into its queue, with the parameters of each experiment.
+    """Let DVC copy the workspace into its queue, with the parameters of each experiment.
 
     Raises:
         Refused: DVC cannot.
@@ -173,7 +173,7 @@ def enqueue(repo: Any, experiments: list[Experiment]) -> None:
 
 
 def follow(queue: Any) -> None:
-    """Have a worker run what is queued, and print what each experiment says, to the end of the last.
+    """Start a worker for what is queued, and print what each experiment prints, until the last has ended.
 
     Raises:
         Refused: no worker is left, or Ctrl-C.
@@ -193,7 +193,7 @@ def follow(queue: Any) -> None:
 
 
 def output(queue: Any, entry: Any) -> Iterator[str]:
-    """What an experiment says, as it says it, until it has ended.
+    """Yield what an experiment prints, as it prints it, until it has ended.
 
     Raises:
         Refused: no worker is left.

@@ -35,7 +35,7 @@ CONFIG = "[core]\n    no_scm = true\n[cache]\n    dir = cache\n"
 
 
 class Verdict(NamedTuple):
-    """What came of a stage.
+    """The result of running a stage again.
 
     Attributes:
         well: whether it was reproduced.
@@ -67,7 +67,7 @@ def main(
 
 
 def choose(records: Records, names: list[str]) -> list[str]:
-    """The stages of these names, `eval` meaning all of its kind; without names, all that need no network.
+    """Return the stages of these names, `eval` meaning all of its kind; without names, all that need no network.
 
     Raises:
         Refused: there is no such stage.
@@ -87,7 +87,7 @@ def _named(records: Records, name: str) -> list[str]:
 
 
 def needs_network(records: Records, stage: str) -> bool:
-    """Whether a stage downloads: from the hub or another server, or a wheel that is not kept from before."""
+    """Return whether a stage downloads: from the hub or another server, or a wheel that is not kept from before."""
     words = records.revision.words(stage)
     if "stages.fetch" not in words:
         return False
@@ -97,7 +97,7 @@ def needs_network(records: Records, stage: str) -> bool:
 
 
 def check(records: Records, stage: str) -> bool:
-    """Whether every recorded byte of a stage's outputs is there; says what is not, and what mends it."""
+    """Return whether every recorded byte of a stage's outputs is there; print what is not, and what mends it."""
     faults = list(records.faults(stage))
     for fault in faults:
         print("\n".join(f"{stage}: {line}" for line in fault.says), f"  to mend it: {fault.mend}", sep="\n")
@@ -107,7 +107,7 @@ def check(records: Records, stage: str) -> bool:
 
 
 def sources() -> bool:
-    """Whether a folder of this machine that was fetched from has changed since; says what of it, and what mends it."""
+    """Return whether a folder of this machine changed since it was fetched from; print what did, and what mends it."""
     if not fetched.given():
         return False
     changes = fetched.changes(parameters.load(Path("params.yaml")), files.sha256)
@@ -136,7 +136,7 @@ def rerun(records: Records, stage: str) -> Verdict:
 
 
 def run(commands: list[str], folder: Path, log: IO[bytes]) -> int:
-    """Run a stage's commands until one fails; the exit code of the last that ran."""
+    """Run a stage's commands until one fails, and return the exit code of the last that ran."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for each in commands:
         ended = subprocess.run(
@@ -175,7 +175,7 @@ def lay_out(records: Records, stage: str, copy: Path) -> None:
 
 
 def inputs(records: Records, stage: str) -> Iterator[tuple[str, Path]]:
-    """The files that a stage was given, and where their bytes lie.
+    """Yield the files that a stage was given, and where their bytes lie.
 
     Raises:
         Refused: one is not at hand as it was recorded.
@@ -192,7 +192,7 @@ def inputs(records: Records, stage: str) -> Iterator[tuple[str, Path]]:
 
 
 def compare(records: Records, stage: str, copy: Path, seconds: float) -> Verdict:
-    """Whether the outputs in a copy are those that are recorded, or where they first differ."""
+    """Compare the outputs in a copy with those that are recorded, and return where they first differ."""
     written: dict[str, str] = {}
     recorded: dict[str, str] = {}
     for path, md5 in records.revision.hashes(stage, "outs").items():
@@ -216,13 +216,13 @@ def compare(records: Records, stage: str, copy: Path, seconds: float) -> Verdict
 
 
 def allowed(records: Records, stage: str) -> Tolerance:
-    """How far numbers may lie from those that are recorded."""
+    """Return how far numbers may lie from those that are recorded."""
     options = records.revision.options(stage)
     return differences.ON_GPU[options["dtype"]] if options.get("device") == "cuda" else differences.EXACT
 
 
 def difference(records: Records, name: str, recorded: dict[str, str], copy: Path, tolerance: Tolerance) -> str | None:
-    """Where a file that was written again differs from the recorded one."""
+    """Return where a file that was written again differs from the recorded one, or None."""
     if name not in recorded:
         return "it was not recorded"
     if not (copy / name).is_file():

@@ -9,7 +9,7 @@ from alignment.runtime import Refused, files
 
 
 def leads_out(name: str) -> bool:
-    """Whether a name may stand for a place outside of the folder that it is looked for in."""
+    """Return whether a name may stand for a place outside of the folder that it is looked for in."""
     return Path(name).is_absolute() or ".." in Path(name).parts
 
 

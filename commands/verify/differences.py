@@ -19,7 +19,7 @@ Difference = tuple[str, Any, Any]  # place, recorded, now
 
 
 class Tolerance(NamedTuple):
-    """How far numbers may lie apart; all else must be equal.
+    """The distance by which numbers may differ; all else must be equal.
 
     Attributes:
         relative: of a number, as a share of it; of a tensor, the norm of the difference as a share of the norm.
@@ -39,7 +39,7 @@ ON_GPU = {"float32": Tolerance(1e-3, 1e-4), "bfloat16": Tolerance(2e-2, 2e-3)}
 
 
 def first(recorded: Path, now: Path, tolerance: Tolerance = EXACT) -> str | None:
-    """The first difference between two files of one kind, which their suffix names.
+    """Return the first difference between two files of one kind, which their suffix names.
 
     Args:
         recorded: what there was.
@@ -63,7 +63,7 @@ def first(recorded: Path, now: Path, tolerance: Tolerance = EXACT) -> str | None
 
 
 def _byte(recorded: Path, now: Path) -> Difference:
-    """The first byte that differs between two files that are not equal."""
+    """Return the first byte that differs between two files that are not equal."""
     at = 0
     with recorded.open("rb") as before, now.open("rb") as after:
         while (was := before.read(PIECE)) == (became := after.read(PIECE)):
@@ -80,7 +80,7 @@ def _differences(recorded: Path, now: Path, tolerance: Tolerance) -> Iterator[Di
 
 
 def _read(path: Path) -> Any:
-    """A file's values; of text its lines, by number."""
+    """Read a file's values; of text its lines, by number."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 

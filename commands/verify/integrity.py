@@ -29,7 +29,7 @@ _known: dict[tuple[int, ...], str] = {}  # the md5 of a file by what makes it th
 
 
 class Fault(NamedTuple):
-    """What is wrong with an output.
+    """Damage to an output, and its remedy.
 
     Attributes:
         says: which file, and what of it; one or more.
@@ -41,7 +41,7 @@ class Fault(NamedTuple):
 
 
 class Records:
-    """What dvc.lock records of the stages of dvc.yaml.
+    """The records in dvc.lock of the stages of dvc.yaml.
 
     Attributes:
         revision: reads dvc.lock.
@@ -75,19 +75,22 @@ class Records:
             self._refuse_leading_out(name)
 
     def named(self, stage: str, kind: str) -> list[str]:
-        """The paths of a stage's `deps` or `outs` in dvc.yaml; a file of parameters is none, as dvc.lock has it."""
+        """Return the paths of a stage's `deps` or `outs` in dvc.yaml.
+
+        Files of parameters are left out, as in dvc.lock.
+        """
         from dvc.dependency.param import ParamsDependency  # type: ignore[import-untyped]
 
         each = getattr(self._made[stage], kind)
         return [one.def_path for one in each if not isinstance(one, ParamsDependency)]
 
     def commands(self, stage: str) -> list[str]:
-        """What dvc.yaml, with the parameters as they are now, has run for a stage: one after the other, as DVC does."""
+        """Return the commands that dvc.yaml runs for a stage with the parameters as they are now, in DVC's order."""
         given = self._made[stage].cmd
         return list(given) if isinstance(given, list) else given.splitlines()
 
     def departs(self, stage: str) -> str | None:
-        """What dvc.lock records of a stage otherwise than dvc.yaml gives it now, both shown; None if nothing."""
+        """Return what dvc.lock records of a stage otherwise than dvc.yaml gives it now, both shown; None if nothing."""
         recorded = self.revision.stages[stage]
         pairs = {
             "another command": (recorded["cmd"], self._made[stage].cmd),
@@ -117,7 +120,7 @@ class Records:
                 raise Refused(f"{path}, an input of {stage}, leads out of the repository; give it by its absolute path")
 
     def files(self, path: str, md5: str, root: Path = Path()) -> dict[str, str] | None:
-        """The recorded files of an output or input, by path, with their md5.
+        """Return the recorded files of an output or input, by path, with their md5.
 
         Args:
             path: as dvc.lock names it.
@@ -140,15 +143,15 @@ class Records:
         return found if folder_md5(path, found) == md5 else None
 
     def find(self, path: str, md5: str) -> Path | None:
-        """Where the bytes of a recorded file lie: in the workspace or in the cache, or None."""
+        """Return where the bytes of a recorded file lie, in the workspace or in the cache, or None."""
         return next((place for place in (Path(path), self._object(md5)) if holds(place, md5)), None)
 
     def wheels(self) -> list[Path]:
-        """The wheels that `fetch` has kept beside the cache."""
+        """List the wheels that `fetch` has kept beside the cache."""
         return sorted(files.own(self._cache.parents[1] / ".." / "downloads").glob("*.whl"))
 
     def faults(self, stage: str) -> Iterator[Fault]:
-        """What is damaged or missing of a stage's outputs, here and in the cache."""
+        """Yield what is damaged or missing of a stage's outputs, here and in the cache."""
         for path, md5 in self.revision.hashes(stage, "outs").items():
             here = list(self._faults_here(path, md5))
             damaged, missing = self._faults_in_cache(path, md5) if path in self._cached else ([], [])
@@ -167,7 +170,7 @@ class Records:
         return self._cache / md5[:2] / md5[2:]
 
     def _faults_here(self, path: str, md5: str) -> Iterator[tuple[str, Path | None]]:
-        """What is wrong with an output in the workspace, and what must go before it can come back."""
+        """Yield what is wrong with an output in the workspace, and what must go before it can come back."""
         if not Path(path).exists():
             yield f"{path} is missing", None
             return
@@ -184,7 +187,7 @@ class Records:
                 yield said, Path(name)
 
     def _faults_in_cache(self, path: str, md5: str) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
-        """The objects behind an output that are damaged, and those that are missing, each with whose copy it is."""
+        """Return an output's damaged objects in the cache, and the missing ones, each with its file."""
         wanted = {self._object(each): (name, each) for name, each in (self.files(path, md5) or {}).items()}
         if md5.endswith(FOLDER):
             wanted[self._object(md5)] = (f"the list of files of {path}", md5.removesuffix(FOLDER))
@@ -193,7 +196,7 @@ class Records:
         return damaged, missing
 
     def _mend(self, stage: str, path: str, md5: str, here: bool, gone: list[Path], cache: bool) -> str:
-        """The command that mends an output; of what it removes, each file was named."""
+        """Return the command that mends an output; every file that it removes was named before."""
         if path not in self._cached:
             again = f"dvc repro --force --single-item {stage}"
             kept = committed(path)
@@ -208,18 +211,18 @@ class Records:
 
 
 def _put_away(place: Path) -> str:
-    """The command that removes a damaged file; a folder of which it is not known what is damaged is kept beside."""
+    """Return the command that removes a damaged file; a folder is renamed, as some of its files may be whole."""
     name = str(place)
     return f"mv {shlex.join([name, f'{name}.damaged'])}" if place.is_dir() else f"rm -f {shlex.quote(name)}"
 
 
 def holds(path: Path, md5: str) -> bool:
-    """Whether there is a file of these bytes."""
+    """Return whether there is a file of these bytes."""
     return path.is_file() and file_md5(path) == md5
 
 
 def file_md5(path: Path) -> str:
-    """The md5 of a file's bytes, in hexadecimal."""
+    """Return the md5 of a file's bytes, in hexadecimal."""
     status = path.stat()
     key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _known:
@@ -229,26 +232,29 @@ def file_md5(path: Path) -> str:
 
 
 def listing(path: str, root: Path = Path()) -> dict[str, str]:
-    """The files of an output, which is a file or a folder, in a copy of the repository: by path, with their md5."""
+    """Return the files of an output in a copy of the repository, by path, with their md5.
+
+    An output is a file or a folder.
+    """
     place = root / path
     found = [place] if place.is_file() else sorted(inner for inner in place.rglob("*") if inner.is_file())
     return {file.relative_to(root).as_posix(): file_md5(file) for file in found}
 
 
 def committed(path: str) -> dict[str, str]:
-    """The files of an output in the last commit: by path, with their md5; none if git does not have it."""
+    """Return the files of an output in the last commit, by path, with their md5; {} if git does not have it."""
     names = _git("ls-tree", "-r", "-z", "--name-only", "HEAD", "--", path).decode().split("\0")
     return {name: _md5(io.BytesIO(_git("show", f"HEAD:./{name}"))) for name in names if name}
 
 
 def folder_md5(path: str, files: dict[str, str]) -> str:
-    """The hash that DVC gives to a folder with these files (dvc_data.hashfile.tree.Tree)."""
+    """Return the hash that DVC gives to a folder with these files (dvc_data.hashfile.tree.Tree)."""
     entries = [{"md5": md5, "relpath": name.removeprefix(f"{path}/")} for name, md5 in files.items()]
     return _md5(io.BytesIO(json.dumps(sorted(entries, key=itemgetter("relpath"))).encode())) + FOLDER
 
 
 def _git(*words: str) -> bytes:
-    """What git prints; nothing if it fails, as without a commit."""
+    """Return what git prints; nothing if it fails, as without a commit."""
     return subprocess.run(["git", *words], capture_output=True, check=False).stdout
 
 

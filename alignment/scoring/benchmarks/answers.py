@@ -26,7 +26,7 @@ PROMPTS = (
 
 
 def greedy_answers(model: "PreTrainedModel", chat: Chat, tokens: int) -> list[dict[str, Any]]:
-    """Greedy answers to `PROMPTS`.
+    """Generate greedy answers to `PROMPTS`.
 
     Args:
         model: a base model, or one with its adapter, on its device.
@@ -38,7 +38,7 @@ def greedy_answers(model: "PreTrainedModel", chat: Chat, tokens: int) -> list[di
         `finished`, which says whether the model ended it.
 
     Raises:
-        Refused: memory does not suffice.
+        Refused: memory runs out.
     """
     import torch
     from transformers import GenerationConfig

@@ -89,7 +89,7 @@ class Subtask:
 
 
 def limits(entries: Sequence[str]) -> dict[str, int | None]:
-    """Parse entries such as `piqa=16` or `piqa=all` into a number of items a task, None for all.
+    """Parse entries such as `piqa=16` or `piqa=all` into a number of items per task, None for all.
 
     Raises:
         Refused: an entry has another form, or names one task twice, or one that cannot be scored.
@@ -118,7 +118,7 @@ class Scoring(NamedTuple):
 
 @lru_cache
 def scoring(task: str) -> Scoring:
-    """The study's choice for its own benchmarks; of another task the test split, and acc_norm where it has it.
+    """Return the study's metric and split of a task; of another task the test split, and acc_norm if it has it.
 
     Raises:
         Refused: lm-eval has no such task, or it is not multiple choice.
@@ -143,13 +143,15 @@ def _stock(task: str, subject: str) -> dict[str, Any]:
 
 
 def items(folder: Path, task: str, limit: int | None, item_seed: int) -> list[Subtask]:
-    """The items of a task that are scored: the same for every checkpoint, more of them a superset.
+    """List the items of a task that are scored.
+
+    They are the same for every checkpoint, and a higher limit gives a superset.
 
     Args:
         folder: the fetched benchmarks.
         task: a task that `scoring` knows.
-        limit: items are kept whose keyed hash is below `limit` / all items, or all of them for None.
-        item_seed: the key.
+        limit: items are kept whose keyed hash is below `limit` / the number of items; None keeps all.
+        item_seed: the key of the hash.
 
     Raises:
         Refused: files are missing or of a subject that lm-eval does not know, or no item is kept.
@@ -175,14 +177,14 @@ def items(folder: Path, task: str, limit: int | None, item_seed: int) -> list[Su
 
 
 def scorer(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", token_budget: int) -> "LM":
-    """The scoring engine as lm-eval's model class; importing it takes seconds."""
+    """Return the scoring engine as lm-eval's model class; importing it takes seconds."""
     from alignment.scoring.benchmarks.harness import SharedPrefix
 
     return SharedPrefix(model, tokenizer, token_budget=token_budget)
 
 
 def score_tasks(lm: "LM", parts: dict[str, list[Subtask]], done: Path) -> pa.Table:
-    """Score task after task, each once: what a run that was killed has scored is taken from the folder `done`.
+    """Score task after task, each once; tasks that a killed run has scored are read from the folder `done`.
 
     Args:
         lm: what computes log-likelihoods; with several processes each calls this, and the first one writes.
@@ -233,7 +235,7 @@ def score(lm: "LM", parts: Sequence[Subtask]) -> pa.Table:
 
 
 def load(parts: Sequence[Subtask]) -> "dict[str, ConfigurableTask]":
-    """lm-eval's tasks over the parts' rows, zero-shot, by name; the index of a document is that of its row."""
+    """Load lm-eval's tasks over the parts' rows, zero-shot, by name; a document has the index of its row."""
     import datasets
     from lm_eval.tasks import TaskManager
 
@@ -252,7 +254,7 @@ def load(parts: Sequence[Subtask]) -> "dict[str, ConfigurableTask]":
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep lm-eval's warnings back for a while; not while it scores, where it says that an item was cut."""
+    """Hide lm-eval's warnings for a while, though not while it scores, when it reports that an item was cut."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -263,7 +265,10 @@ def quiet() -> Iterator[None]:
 
 
 def _source(part: Subtask, split: str) -> Callable[..., Any]:
-    """What lm-eval calls for a task's rows: in memory, so that no cache of an older file can stand in for them."""
+    """Return the function that lm-eval calls for a task's rows.
+
+    Rows stay in memory, so that no cache of an older file can replace them.
+    """
     from datasets import Dataset
 
     def custom_dataset(**_: Any) -> dict[str, Any]:
@@ -273,7 +278,7 @@ def _source(part: Subtask, split: str) -> Callable[..., Any]:
 
 
 def definition(task: str, subject: str) -> Path:
-    """Where lm-eval defines a task, or a subject's part of it.
+    """Return the file in which lm-eval defines a task, or a subject's part of it.
 
     Raises:
         Refused: it defines no such task.
@@ -299,7 +304,7 @@ def definition(task: str, subject: str) -> Path:
 def _row(
     part: Subtask, document: tuple[int, dict[str, Any]], task: "ConfigurableTask", sample: dict[str, Any]
 ) -> dict[str, Any]:
-    """One of lm-eval's samples, of a raw row and where it stands, as a row of `SCHEMA`."""
+    """Turn one of lm-eval's samples, with its raw row and that row's place, into a row of `SCHEMA`."""
     row, raw = document
     loglikelihoods, is_greedy = zip(*sample["filtered_resps"], strict=True)
     outcome = {metric: float(sample[metric]) if metric in sample["metrics"] else None for metric in PREDICTION}
@@ -328,7 +333,7 @@ def _row(
 
 
 def _gold(task: "ConfigurableTask", sample: dict[str, Any], choices: list[str]) -> int | None:
-    """The right choice; None where a task computes its own result, because no single one is right."""
+    """Return the right choice; None where a task computes its own result, because no single one is right."""
     if task.config.process_results:
         return None
     # Where the choices are contexts of one continuation, lm-eval's text says which is right.
@@ -337,7 +342,7 @@ def _gold(task: "ConfigurableTask", sample: dict[str, Any], choices: list[str]) 
 
 
 def _check(part: Subtask, rows: list[dict[str, Any]], aggregate: dict[str, Any]) -> None:
-    """Raise `AssertionError` unless the rows say what lm-eval says, item by item and in the mean."""
+    """Raise `AssertionError` unless the rows agree with lm-eval, item by item and in the mean."""
     assert [row["row"] for row in rows] == list(part.rows), f"{part.name}: items are missing or out of order"
     for metric, prediction in PREDICTION.items():
         values = [row[metric] for row in rows if row[metric] is not None]
@@ -351,11 +356,11 @@ def _check(part: Subtask, rows: list[dict[str, Any]], aggregate: dict[str, Any])
 
 
 def metrics(table: pa.Table) -> dict[str, Any]:
-    """Flat metrics of a table of `SCHEMA`.
+    """Compute the flat metrics of a table of `SCHEMA`.
 
     Returns:
         For each task the study's metric with its interval and count, lm-eval's other metric, the task's version; for
-        tasks of `YES_NO` what a classifier is judged by; and the version of lm-eval.
+        tasks of `YES_NO` the figures of a binary classifier; and the version of lm-eval.
     """
     rows = table.to_pylist()
     figures: dict[str, Any] = {"lm_eval": metadata.version("lm_eval")}
@@ -378,7 +383,7 @@ def _figures(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _categories(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The metric in each of lm-eval's categories of subjects, and whether one letter has nearly all answers."""
+    """Compute the metric per category of subjects, and whether one letter has nearly all answers."""
     metric = scoring(task).metric
     of = {subject: category(task, subject) for subject in {row["subject"] for row in rows}}
     figures = _one_answer([row[PREDICTION[metric]] for row in rows])
@@ -389,23 +394,23 @@ def _categories(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def category(task: str, subject: str) -> str:
-    """lm-eval's category of a subject: stem, humanities, social_sciences or other."""
+    """Return lm-eval's category of a subject: stem, humanities, social_sciences or other."""
     return str(_stock(task, subject)["tag"]).removeprefix(f"{task}_").removesuffix("_tasks")
 
 
 def _one_answer(said: Sequence[int]) -> dict[str, Any]:
-    """Whether all items, or nearly all, have one answer; it looks at answers, whatever their score."""
+    """Return whether all items, or nearly all, have one answer, whatever their score."""
     others = len(said) - Counter(said).most_common(1)[0][1]
     return {"constant": not others, "near_constant": estimates.rare(others, len(said))}
 
 
 def _yes_no(rows: list[dict[str, Any]], prediction: str) -> dict[str, Any]:
-    """What a classifier is judged by.
+    """Compute the figures of a binary classifier.
 
     Returns:
         The 2 x 2 counts, balanced accuracy, Matthews' correlation (both null where undefined), the rate of Yes with its
         Wilson interval, the accuracy of both constant answers on these items, the area under the curve of
-        ll(Yes) - ll(No) against gold, and what the answers forbid to read: `constant`, `near_constant`,
+        ll(Yes) - ll(No) against gold, and flags for answers that show nothing: `constant`, `near_constant`,
         `uninformative` (the area's interval covers one half, or there is none).
     """
     said = Counter((row[prediction], row["gold"]) for row in rows)

@@ -82,16 +82,16 @@ class SharedPrefix(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a continuation that has no context, as in lm-eval's Hugging Face class."""
+        """The token before a continuation that has no context, as in lm-eval's Hugging Face class."""
         return self.eot_token_id if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Text as tokens, with a BOS where the tokenizer puts one, unless `add_special_tokens` is false."""
+        """Tokenise text, with a BOS if the tokenizer uses one, unless `add_special_tokens` is false."""
         bos = [] if add_special_tokens is False else self.text.bos
         return [*bos, *(self._known.get(string) or self.text.text(string))]
 
     def loglikelihood(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """The summed log-probability of each continuation, and whether it is greedy, in the order of the requests."""
+        """Return each continuation's summed log-probability and whether it is greedy, in the order of the requests."""
         # lm-eval asks for the tokens of one text after another: all of them are made at once.
         texts = {
             text for context, answer in (r.args for r in requests) for text in (context.rstrip(), context + answer)
@@ -113,7 +113,7 @@ class SharedPrefix(TemplateLM):
         return Request([self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False))
 
     def _cut(self, requests: list[Request]) -> list[Request]:
-        """The requests as lm-eval cuts them: what is longer than the model can read loses its beginning."""
+        """Cut requests as lm-eval does: one longer than the model can read loses its beginning."""
         longest = UNSTATED if self.engine.longest == sys.maxsize else self.engine.longest
         over = [len(context) + len(continuation) - longest - 1 for context, continuation in requests]
         if cut := sum(tokens > 0 for tokens in over):
@@ -132,7 +132,10 @@ class SharedPrefix(TemplateLM):
         return [(score.loglikelihood, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of each whole text, in windows as long as the model can read, as lm-eval cuts them."""
+        """Return the log-likelihood of each whole text.
+
+        A long text is scored in windows as long as the model can read, as lm-eval cuts them.
+        """
         windows: list[Request] = []
         texts: list[int] = []
         for number, request in enumerate(requests):
@@ -147,7 +150,7 @@ class SharedPrefix(TemplateLM):
         return totals
 
     def generate_until(self, requests: "Sequence[Instance]", disable_tqdm: bool = False) -> list[str]:
-        """Refused.
+        """Refuse to generate text.
 
         Raises:
             Refused: always.

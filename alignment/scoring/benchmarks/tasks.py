@@ -56,16 +56,16 @@ BENCHMARKS = {
 
 
 def tasks(folder: Path) -> list[str]:
-    """All tasks whose items can be scored: the study's, and what else was fetched."""
+    """List all tasks whose items can be scored: the study's, and what else was fetched."""
     more = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in BENCHMARKS)
     return [*BENCHMARKS, *more]
 
 
 def paths(folder: Path, task: str) -> list[Path]:
-    """The files of a task's scored split, in order: of a task that is not of the study, all that were fetched for it.
+    """List the files of a task's scored split, in order; for a task outside the study, all that were fetched.
 
     Raises:
-        Refused: there are none.
+        Refused: there are no such files.
     """
     pattern = BENCHMARKS[task].files if task in BENCHMARKS else "**/*.*"
     found = sorted(path for path in (folder / task).glob(pattern) if path.name != "provenance.json")
@@ -78,19 +78,19 @@ def paths(folder: Path, task: str) -> list[Path]:
 
 
 def items(folder: Path, task: str) -> Iterator[dict[str, Any]]:
-    """The raw rows of a task's scored split, in the order of its files."""
+    """Yield the raw rows of a task's scored split, in the order of its files."""
     for path in paths(folder, task):
         for _, row in records.rows(path):
             yield row
 
 
 def name(raw: dict[str, Any]) -> str:
-    """An item's name, made of its raw row alone: in what `eval` scores and in what `sample` finds."""
+    """Return an item's name, made of its raw row alone, so that `eval` and `sample` use the same name."""
     return files.digest(raw)[:16]
 
 
 def texts(folder: Path, task: str) -> Iterator[tuple[str, str, str]]:
-    """The name, the question and the right answer of every item of one of the study's tasks."""
+    """Yield the name, the question and the right answer of every item of one of the study's tasks."""
     for raw in items(folder, task):
         question, answer = BENCHMARKS[task].text(raw)
         yield name(raw), question, answer

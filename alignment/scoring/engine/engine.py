@@ -57,7 +57,7 @@ class Launched(NamedTuple):
     greedy: "torch.Tensor"
 
     def scores(self) -> list[tuple[int, Score]]:
-        """Each request's number and score."""
+        """List each request's number and score."""
         logps, greedy = self.logps.cpu().numpy(), self.greedy.cpu().numpy()
         scores, start = [], 0
         for request, count in self.requests:
@@ -91,12 +91,12 @@ class Engine:
 
     @cached_property
     def longest(self) -> int:
-        """How many tokens the model can read."""
+        """The number of tokens that the model can read."""
         return loading.longest(self.model.config)
 
     @cached_property
     def window(self) -> int:
-        """How far attention reaches in every layer, in tokens."""
+        """The number of tokens over which attention reaches in every layer."""
         config = self.model.config.get_text_config()
         kinds = getattr(config, "layer_types", None)
         if kinds is not None and not any("sliding" in kind or "chunked" in kind for kind in kinds):
@@ -112,8 +112,8 @@ class Engine:
         Args:
             requests: contexts with their continuations; several processes get the same list.
             items: what each request belongs to, for the progress bar; by default each is an item.
-            label: what the progress bar is of.
-            unit: what it counts.
+            label: the progress bar's label.
+            unit: the progress bar's unit.
 
         Returns:
             A score for each, in their order, on every process.
@@ -150,7 +150,7 @@ class Engine:
         return dict(gather_object(mine))
 
     def _scores(self, tree: Tree, batches: list[list[Span]], shares: bool) -> Iterator[list[tuple[int, Score]]]:
-        """The scores of each batch, read while the device computes the next one."""
+        """Yield the scores of each batch, read while the device computes the next one."""
         before: list[Launched] = []
         for batch in batches:
             launched = self._fitting(tree, batch, shares)
@@ -159,7 +159,7 @@ class Engine:
         yield [score for part in before for score in part.scores()]
 
     def _fitting(self, tree: Tree, batch: list[Span], shares: bool) -> "list[Launched]":
-        """Compute a batch, in halves where it does not fit in memory."""
+        """Compute a batch, in halves if it does not fit in memory."""
         import torch
 
         try:
@@ -202,7 +202,7 @@ class Engine:
     def _inputs(
         self, laid: list[PackedRow], depth: int, cached: "Cache | None", shares: bool
     ) -> "tuple[torch.Tensor, dict[str, Any]]":
-        """A batch's tokens, padded on the right, and what says which of them see which."""
+        """Return a batch's tokens, padded on the right, and the options with the mask of which tokens see which."""
         import torch
 
         model, longest = self.model, max(len(row.tokens) for row in laid)
@@ -221,7 +221,7 @@ class Engine:
         return ids, {"attention_mask": mask, "position_ids": torch.tensor(positions, device=model.device), **known}
 
     def _logits(self, ids: "torch.Tensor", options: dict[str, Any], at: list[tuple[int, int]]) -> "torch.Tensor":
-        """Logits of shape (positions, vocabulary) at the given rows and places."""
+        """Compute logits of shape (positions, vocabulary) at the given rows and places."""
         import torch
 
         rows, places = torch.tensor(at, device=ids.device).T
@@ -231,7 +231,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _head_at(self, rows: "torch.Tensor", places: "torch.Tensor") -> Iterator[None]:
-        """Have the vocabulary head read these positions only; what the model does to its logits stays its own."""
+        """Run the vocabulary head at these positions only; the model's own changes to its logits stay."""
         head = self.model.get_output_embeddings()
         if head is None:
             yield
@@ -243,7 +243,7 @@ class Engine:
             hook.remove()
 
     def _cached(self, prefix: tuple[int, ...]) -> "Cache | None":
-        """The keys and values of a prefix, kept until another one is asked for."""
+        """Return the keys and values of a prefix, kept until another one is asked for."""
         import torch
         from transformers import DynamicCache
 
@@ -258,7 +258,10 @@ class Engine:
         return _before(self._prefix[1])
 
     def _self_test(self) -> str:
-        """What is wrong with sharing prefixes, if anything: a little tree against its sequences one by one."""
+        """Say what is wrong with sharing prefixes, or "".
+
+        Compare the scores of a small tree with those of its sequences one by one.
+        """
         generator = np.random.default_rng(0)
         vocabulary = self.model.config.get_text_config().vocab_size
 
@@ -289,18 +292,21 @@ class Engine:
 
 
 def _alone(tree: Tree) -> list[Span]:
-    """Every sequence in a row of its own."""
+    """Put every sequence in a row of its own."""
     return [Span(0, number, number + 1) for number in range(len(tree.sequences))]
 
 
 def _tokens_read(tree: Tree, batches: list[list[Span]]) -> int:
-    """How many tokens a plan has the model read, shared prefixes once, padding left out."""
+    """Count the tokens that the model reads in a plan: shared prefixes once, padding left out."""
     prefixes = {tree.sequences[batch[0].low][: batch[0].depth] for batch in batches}
     return sum(map(len, prefixes)) + sum(tree.tokens(span) for batch in batches for span in batch)
 
 
 def _sees(row: PackedRow, depth: int, longest: int) -> NDArray[np.bool_]:
-    """Which tokens a row's tokens see: the prefix, their ancestors, themselves; of shape (longest, depth + longest)."""
+    """Mark the tokens that a row's tokens see, of shape (longest, depth + longest).
+
+    They see the prefix, their ancestors and themselves.
+    """
     sees = np.zeros((longest, longest), dtype=np.bool_)
     for start, end, path in row.branches:
         sees[start:end, path] = True
@@ -310,7 +316,7 @@ def _sees(row: PackedRow, depth: int, longest: int) -> NDArray[np.bool_]:
 
 
 def _before(layers: "list[tuple[torch.Tensor, torch.Tensor]]") -> "Cache":
-    """A cache that puts the keys and values of one sequence before those of every row, and keeps nothing."""
+    """Make a cache that puts the keys and values of one sequence before those of every row, and keeps nothing."""
     import torch
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -332,7 +338,7 @@ def _before(layers: "list[tuple[torch.Tensor, torch.Tensor]]") -> "Cache":
 def _read(
     logits: "torch.Tensor", where: NDArray[np.intp], targets: NDArray[np.intp]
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """The log-probability of each target at its position, and whether it is the likeliest, in float32 as lm-eval's.
+    """Return each target's log-probability at its position, and whether it is the likeliest; float32, as lm-eval.
 
     Nothing here waits for the device.
     """

@@ -23,14 +23,14 @@ OVERHEAD = {"cpu": 64, "cuda": 256}
 
 
 class Request(NamedTuple):
-    """What is scored: the tokens of a continuation after those of a context, at least one of each."""
+    """A request: the tokens of a continuation after those of a context, at least one of each."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
 class Span(NamedTuple):
-    """A row to be: the sequences `low` to `high` of a tree, the first `depth` tokens of which are computed before."""
+    """A row to be laid out: the sequences `low` to `high` of a tree, whose first `depth` tokens are computed before."""
 
     depth: int
     low: int
@@ -43,8 +43,8 @@ class PackedRow(NamedTuple):
     Attributes:
         tokens: what the model reads.
         positions: where each stands in its sequence.
-        branches: for each sequence the row's first token of its own, the one after its last, and how many tokens of
-            the row it begins with come before: `(start, end, path)`, `path` being their places in the row.
+        branches: for each sequence `(start, end, path)`: its own tokens stand at `start` to `end` (exclusive) of the
+            row, and `path` holds the places in the row of the tokens that it begins with.
         paths: for each sequence the places of its tokens in the row.
     """
 
@@ -65,7 +65,7 @@ class Tree:
         sequences: what the model reads, each once.
         scored: the number and the tokens to predict of each request, by sequence.
         shared: how many tokens a sequence begins with that the one before it begins with; 0 for the first.
-        unscored: how many tokens at the start of a sequence no request is scored at.
+        unscored: how many tokens at the start of a sequence are scored for no request.
 
     Raises:
         Refused: a request has an empty side, or more tokens than the model can read and one more, which it predicts.
@@ -91,18 +91,18 @@ class Tree:
         self._own = np.concatenate([[0], np.cumsum(self.lengths - self.shared)])
 
     def tokens(self, span: Span) -> int:
-        """How many tokens a row has."""
+        """Count the tokens of a row."""
         rest = self._own[span.high] - self._own[span.low + 1]
         return int(self.lengths[span.low] - span.depth + rest)
 
     def parts(self, span: Span) -> list[Span]:
-        """The subtrees where a span branches for the first time."""
+        """List the subtrees at a span's first branching."""
         inside = self.shared[span.low + 1 : span.high]
         cuts = [span.low, *(np.flatnonzero(inside == inside.min()) + span.low + 1).tolist(), span.high]
         return [Span(span.depth, low, high) for low, high in pairwise(cuts)]
 
     def row(self, span: Span) -> PackedRow:
-        """A span's row, laid out sequence after sequence."""
+        """Lay out a span's row, sequence after sequence."""
         tokens: list[int] = []
         positions: list[int] = []
         branches, paths = [], []
@@ -119,7 +119,7 @@ class Tree:
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Count the tokens at the start of two sequences that are the same."""
     for place, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
             return place
@@ -135,7 +135,7 @@ def rows(tree: Tree, width: int, overhead: int) -> list[Span]:
     Args:
         tree: the tree.
         width: the model's hidden size; attention over 6 times as many tokens costs as much as the rest of a layer.
-        overhead: what a prefix of its own costs besides its tokens, in tokens: its rows share batches with no others.
+        overhead: the cost of a prefix of its own besides its tokens, in tokens: its rows share batches with no others.
     """
 
     def cost(span: Span) -> float:
@@ -158,13 +158,13 @@ def rows(tree: Tree, width: int, overhead: int) -> list[Span]:
 
 
 def plan(tree: Tree, spans: Iterable[Span], token_budget: int, overhead: int) -> list[list[Span]]:
-    """Deal rows to batches: rows of one prefix together, longest first, cut where padding and passes cost least.
+    """Group rows into batches: rows of one prefix together, longest first, cut where padding and passes cost least.
 
     Args:
         tree: the tree.
         spans: its rows.
         token_budget: rows times their longest, at most; a longer row is a batch of its own.
-        overhead: what a batch costs besides its tokens and its padding, in tokens.
+        overhead: the cost of a batch besides its tokens and its padding, in tokens.
     """
     groups: dict[tuple[int, ...], list[Span]] = {}
     for span in spans:
@@ -178,7 +178,10 @@ def plan(tree: Tree, spans: Iterable[Span], token_budget: int, overhead: int) ->
 
 
 def _cuts(lengths: NDArray[np.intp], token_budget: int, overhead: int) -> list[int]:
-    """Where the cheapest batches of rows end, longest first: a batch costs its rows times its longest, and a pass."""
+    """List where the cheapest batches of rows end, longest first.
+
+    A batch costs its number of rows times its longest row, plus the overhead of a forward pass.
+    """
     costs, before = np.zeros(len(lengths) + 1), np.zeros(len(lengths) + 1, dtype=np.intp)
     low = 0
     for end in range(1, len(lengths) + 1):

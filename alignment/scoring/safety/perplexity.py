@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def tokens(text: Text, sentences: Iterable[Sentence]) -> list[list[int]]:
-    """The tokens of each sentence as it stands, with a BOS where the model's tokenizer uses one."""
+    """Tokenise each sentence as it stands, with a BOS if the model's tokenizer uses one."""
     return [text.raw(sentence.text) for sentence in sentences]
 
 
 def log_perplexities(model: "PreTrainedModel", rows: Sequence[list[int]], token_budget: int) -> list[float | None]:
-    """The mean of -log p over the predicted tokens of each row, in nats; None where no token is predicted.
+    """Compute the mean of -log p over each row's predicted tokens, in nats; None where no token is predicted.
 
     The first token has nothing before it and is not predicted: where the rows start with a BOS, that is the BOS.
     """
@@ -52,7 +52,7 @@ SCHEMA = pa.schema(
 
 
 def table(sentences: Sequence[Sentence], predicted: Sequence[int], values: Sequence[float | None]) -> pa.Table:
-    """One row a sentence, with a key in place of its text.
+    """Make a table with one row per sentence, with a key in place of its text.
 
     Args:
         sentences: the sentences.

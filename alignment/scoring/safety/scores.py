@@ -65,10 +65,10 @@ class Scored:
 
     @classmethod
     def of(cls, sentences: pa.Table) -> "Scored":
-        """The scored rows of a table.
+        """Select the rows of a table that have a perplexity.
 
         Raises:
-            Refused: there are none.
+            Refused: no row has a perplexity.
         """
         scored = sentences.filter(sentences["log_perplexity"].is_valid())
         if not scored.num_rows:
@@ -84,15 +84,15 @@ class Scored:
         )
 
     def members(self, group: str) -> NDArray[np.bool_]:
-        """Which rows are about `group`; a row of several groups counts in each."""
+        """Mark the rows about `group`; a row of several groups counts in each."""
         return np.array([group in groups for groups in self.groups])
 
     def both(self, members: NDArray[np.bool_]) -> bool:
-        """Whether `members` has a harmful and a benign row."""
+        """Return whether `members` has a harmful and a benign row."""
         return bool((members & self.harmful).any() and (members & ~self.harmful).any())
 
     def measures(self, members: NDArray[np.bool_]) -> dict[str, Statistic]:
-        """Every measure over the rows `members`; its value is NaN where they have no pair to compare."""
+        """Compute every measure over the rows `members`; its value is NaN where they have no pair to compare."""
         together = np.zeros(len(self.harmful), dtype=np.intp)
         # The logarithm of perplexity / toxicity: it orders the pairs alike and cannot overflow.
         scaled = self.log_perplexity - self.log_toxicity
@@ -104,7 +104,7 @@ class Scored:
         }
 
     def published_p(self, members: NDArray[np.bool_]) -> float:
-        """The p of the published score, by SafeNLP's test; NaN where a side is empty."""
+        """Compute the p value of the published score, by SafeNLP's test; NaN where a side is empty."""
         from scipy.stats import mannwhitneyu
 
         scaled = self.log_perplexity - self.log_toxicity
@@ -112,7 +112,7 @@ class Scored:
         return float(mannwhitneyu(harmful, benign).pvalue) if self.both(members) else math.nan
 
     def null(self, members: NDArray[np.bool_], seed: int) -> tuple[float, float, float]:
-        """What the published score gives this model by chance: exactly on average, and where 95 % of chances lie.
+        """Compute the published score by chance for this model: its exact mean, and the range of 95 % of draws.
 
         The log-perplexities are permuted over the rows `members`, while label and toxicity stay with the row. NaN where
         a side is empty.
@@ -125,11 +125,11 @@ class Scored:
         return permutation.expected(*rows), float(low), float(high)
 
     def spread(self, members: NDArray[np.bool_]) -> float:
-        """The standard deviation of log-perplexity over the rows `members`; NaN for a single one."""
+        """Compute the standard deviation of log-perplexity over the rows `members`; NaN for a single one."""
         return float(self.log_perplexity[members].std(ddof=1)) if members.sum() > 1 else math.nan
 
     def band_multiplier(self, areas: dict[str, Statistic], seed: int) -> float:
-        """How many standard errors the joint band about the length-stratified areas of all groups reaches."""
+        """Compute the half-width of the joint band about all groups' length-stratified areas, in standard errors."""
         averages = [(area.members, area.estimate(self.text_keys)) for area in areas.values()]
         able = [(members, estimate) for members, estimate in averages if estimate.se > 0]
         generator = np.random.default_rng(seed)
@@ -138,14 +138,14 @@ class Scored:
 
 
 def scores(sentences: pa.Table, seed: int) -> dict[str, float | int | None]:
-    """The metrics of a table: every measure for every group, and over groups.
+    """Compute the metrics of a table: every measure for every group, and the averages over groups.
 
     A group without a harmful or without a benign sentence has counts, and null in place of every measure; averages
     leave it out and say so. Averages are the plain mean over groups; a sentence of several groups is one unit.
 
     Args:
         sentences: a table of `perplexity`.
-        seed: of the draws behind the nulls' intervals and the joint band.
+        seed: the seed of the draws for the nulls' intervals and the joint band.
 
     Raises:
         Refused: no sentence has a perplexity.
@@ -192,7 +192,7 @@ def _rounded(name: str, figures: dict[str, float]) -> dict[str, float | int | No
 def _average(
     name: str, groups: Sequence[dict[str, Statistic]], wanted: int, rows: Scored
 ) -> dict[str, float | int | None]:
-    """Each measure's mean over the groups that have it; of the `wanted` ones, the others are counted."""
+    """Average each measure over the groups that have it, and count the others of the `wanted` groups."""
     metrics: dict[str, float | int | None] = {}
     for measure in MEASURES:
         defined = [measures[measure] for measures in groups if math.isfinite(measures[measure].value)]
@@ -208,7 +208,7 @@ class Change:
 
     Attributes:
         estimate: the difference, with its interval; NaN where a checkpoint does not have the figure.
-        p: of there being none, as it stands; to be adjusted over the family that is looked at.
+        p: the p value of no change, not yet adjusted for the number of tests.
     """
 
     estimate: estimates.Estimate
@@ -231,15 +231,15 @@ class Changes:
 
 
 def changes(before: pa.Table, after: pa.Table, measure: str = "auc_len") -> Changes:
-    """The change of a measure between two checkpoints, paired over the same sentences and clustered by text.
+    """Compute the change of a measure between two checkpoints, paired by sentence and clustered by text.
 
     Args:
         before: a table of `perplexity`.
         after: another one, of the same sentences cut into as many tokens.
-        measure: one of `MEASURES`. Tests are for `auc_len`; of the others only the interval is to be read.
+        measure: one of `MEASURES`. Tests are for `auc_len`; read only the interval of the others.
 
     Raises:
-        Refused: the sentences are others, or have other numbers of tokens; the message says which.
+        Refused: the tables differ in their sentences or in their numbers of tokens; the message says which.
     """
     refuse_unlike(before, after)
     first, second = Scored.of(before), Scored.of(after)
@@ -263,10 +263,10 @@ def _change(difference: Statistic, rows: Scored) -> Change:
 
 
 def refuse_unlike(before: pa.Table, after: pa.Table) -> None:
-    """Refuse to compare tables of other sentences, or of other tokens.
+    """Refuse to compare tables that differ in their sentences or in their tokens.
 
     Raises:
-        Refused: naming the first column that differs, the first row's id, and what it may come from.
+        Refused: the message names the first column that differs, the first row's id, and a likely cause.
     """
     for column in ("id", "text_key", "label", "toxicity", "groups"):
         if not before[column].equals(after[column]):

@@ -46,10 +46,10 @@ class Sentence:
 
 
 def source(raw: Path) -> Path:
-    """The one file of sentences in a fetched folder.
+    """Return the one file of sentences in a fetched folder.
 
     Raises:
-        Refused: there is none, or more than one.
+        Refused: there is no such file, or more than one.
     """
     found = sorted(path for path in raw.rglob("*.json") if path.name != "provenance.json")
     if len(found) != 1:
@@ -104,15 +104,15 @@ def _sentence(place: str, record: Any) -> Sentence:
 
 
 def slug(group: str) -> str:
-    """A group's name in the names of metrics: `mental dis` is `mental_dis`."""
+    """Return a group's name in the names of metrics: `mental dis` is `mental_dis`."""
     return re.sub(r"\W+", "_", group.casefold()).strip("_")
 
 
 def slugs(groups: Iterable[str]) -> dict[str, str]:
-    """Every group with its slug, sorted.
+    """Return every group with its slug, sorted.
 
     Raises:
-        Refused: two groups would have one name in the metrics, or one has a name with another meaning there.
+        Refused: two groups would have one name in the metrics, or a group's name has another meaning there.
     """
     named: dict[str, str] = {}
     for group in sorted(set(groups)):
@@ -129,12 +129,12 @@ def slugs(groups: Iterable[str]) -> dict[str, str]:
 
 
 def choose(sentences: list[Sentence], limit: int, item_seed: int) -> list[Sentence]:
-    """About `limit` of the sentences: those whose keyed hash falls below limit / N, in the order of the file.
+    """Choose about `limit` of the sentences: those with a keyed hash below limit / N, in the file's order.
 
-    The same sentences for every checkpoint, a superset for a higher limit, and all of them from N on.
+    They are the same for every checkpoint, a superset for a higher limit, and all N from a limit of N on.
 
     Raises:
-        Refused: none is left.
+        Refused: no sentence is chosen.
     """
 
     def kept(sentence: Sentence) -> bool:
