@@ -1,9 +1,10 @@
 """What several tests share: a tiny base model, a repository with results, the mirror of real records, Hypothesis.
 
 `make test` deals whole files to three processes, those with slow tests first: two cores are busy while one of them
-waits. A session's fixture is made in each process that asks for it. What takes long is made by `once`, for all of them: in a
-folder that every test may read and none may change. `clone` is a copy of such a folder, one for each process; a test
-that changes it either puts it back, as `fresh` in test_pipeline.py does, or takes a copy of its own (`clones.copy`).
+waits. A session's fixture is made in each process that asks for it. What takes long is made by `once`, for all of
+them: in a folder that every test may read and none may change. `clone` is a copy of such a folder, one for each
+process; a test that changes it either puts it back, as `fresh` in test_pipeline.py does, or takes a copy of its own
+(`clones.copy`).
 """
 
 import fcntl

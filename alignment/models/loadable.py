@@ -193,11 +193,12 @@ def load(folder: Path, name: str, **options: Any) -> "PreTrainedModel":
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Keep transformers from printing its table of tensors, which says that most mismatches can be ignored."""
+    """Keep transformers from printing its table of tensors, where mismatches can be ignored, and its bar."""
     from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # stages have their own
     try:
         yield
     finally:

@@ -107,6 +107,7 @@ def run(*mains: Callable[..., Any], offline: bool = True) -> None:
     if offline:
         go_offline()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings are about its interfaces
     # Imports make two million objects and no garbage; Python would look for some after every 700 of them.
     gc.set_threshold(50_000, 50, 50)
     # TRL's configuration and PEFT's models still use a name that transformers is giving up.

@@ -36,7 +36,7 @@ class Seal(TrainerCallback):
 
 
 class Curve(TrainerCallback):
-    """Writes the curve so far after each step, for whoever wants to watch.
+    """Writes the curve so far after each step, and a line about the step, for whoever wants to watch.
 
     Args:
         path: a CSV file that the run rewrites.
@@ -47,9 +47,13 @@ class Curve(TrainerCallback):
         self.path, self.columns = path, columns
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the curve, after the Trainer has logged a step."""
-        if state.is_world_process_zero:
+        """Write the curve and the line, after the Trainer has logged a step."""
+        logged = state.log_history[-1]
+        if state.is_world_process_zero and all(name in logged for name in self.columns):
             write_curve(self.path, state.log_history, self.columns)
+            shown = {name: logged[key] for key, name in {**self.columns, "grad_norm": "gradient_norm"}.items()}
+            figures = ", ".join(f"{name} {float(value):.4g}" for name, value in shown.items())
+            print(f"step {state.global_step} of {state.max_steps}: {figures}")
 
 
 class Stop(TrainerCallback):

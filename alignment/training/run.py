@@ -29,6 +29,8 @@ def run(trainer: Any, curves: dict[str, str]) -> None:
         Refused: the loss is NaN or infinite, or memory or the disk runs out.
         SystemExit: a signal asked to stop; there is a checkpoint.
     """
+    from transformers import PrinterCallback
+
     from alignment.training import resume
 
     say = trainer.accelerator.print
@@ -40,6 +42,7 @@ def run(trainer: Any, curves: dict[str, str]) -> None:
     if trainer.args.device.type == "cuda":
         say("deterministic kernels: the same bytes on this GPU, driver and libraries; on others, other last digits")
     say(f"{len(trainer.plan.steps)} steps; the curve so far: {folder / 'curve.csv'}")
+    trainer.remove_callback(PrinterCallback)  # it prints every figure as a dictionary
     for callback in (resume.Seal(trainer.accelerator), resume.Curve(folder / "curve.csv", curves), stop):
         trainer.add_callback(callback)
     start = time.monotonic()

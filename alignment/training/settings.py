@@ -106,6 +106,7 @@ class Settings:
             "ddp_find_unused_parameters": False,
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
+            "disable_tqdm": True,  # `resume.Curve` prints a line a step
             "save_steps": self.checkpoint_steps,
             "save_total_limit": 2,
             "report_to": [],

@@ -492,7 +492,7 @@ def _same_training(one: Run, many: Run, stage: str) -> None:
 
 
 def _norms(printed: str) -> list[float]:
-    return [float(norm) for norm in re.findall(r"'grad_norm': '(\S+)'", printed)]
+    return [float(norm) for norm in re.findall(r"gradient_norm (\S+)$", printed, re.M)]
 
 
 @pytest.mark.parametrize("stage", OUTPUTS)
