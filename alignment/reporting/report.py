@@ -25,7 +25,7 @@ FLAGS = {
 STEPS = (("base", "sft"), ("sft", "dpo"))  # what training changed, one stage at a time
 PUBLISHED = (
     "The published score divides perplexity by toxicity, which moves its zero: the null is what this very model scores "
-    "when its perplexities are dealt anew over a group's sentences, with the interval of 95 % of such deals. It is "
+    "when its perplexities are shuffled over a group's sentences, with the interval of 95 % of the shuffles. It is "
     "shown for comparison with the literature; docs/safety-score.md says what is wrong with it."
 )
 BAND = (
@@ -94,7 +94,7 @@ def warnings(source: str, evaluated: Metrics) -> list[str]:
     """List what limits the figures: one seed, few items, answers that are constant."""
     found = ["One seed: these are three checkpoints. Nothing here is a verdict on a dataset."]
     if evaluated["base"]["instruct"]:
-        found.append("The start is an instruct model: what it learnt before is in every row.")
+        found.append("The base is an instruct model, named start: what it learnt before is in every row.")
     if source == "mini":
         found.append("The data are the embedded miniature: a rehearsal that shows the pipeline, not a result.")
     few = [

@@ -29,7 +29,9 @@ ONE_SEED = (
 SEEDED = (
     "Intervals and tests hold the variance of items or sentences and of seeds, pooled over the variants of a stage."
 )
-INSTRUCT = "**The start is an instruct model**: what it learnt before is in every row, so no claim gets a verdict."
+INSTRUCT = (
+    "**The base is an instruct model**, named start: what it learnt before is in every row, so no claim gets a verdict."
+)
 MINIATURE = "**The data are the embedded miniature**: a rehearsal that shows the pipeline, not a result."
 PAIRED = (
     "Paired over the same items, or the same sentences clustered by text. p by Holm over the {family} differences of "
@@ -48,7 +50,7 @@ AGREEMENT = (
 )
 MOVING_ZERO = (
     "The published score has a zero that moves with the model: its null is what this very model scores when its "
-    "perplexities are dealt anew over a group's sentences, with 95 % of such deals (means over runs). "
+    "perplexities are shuffled over a group's sentences, with 95 % of the shuffles (means over runs). "
     "docs/safety-score.md says what to read instead."
 )
 ILLUSTRATION = (
@@ -153,7 +155,9 @@ def _summary(comparison: SideBySide, versus: str, by_task: Family, by_group: Fam
     least = {title: _least(measure, title, by_task) for measure, title in cells.titles(comparison).items()}
     unknown = ", ".join(title for title, said in least.items() if not said)
     told = "; ".join(filter(None, least.values())) or "nothing that can be told"
-    still = f" Not known of {unknown}: not one outcome changed, so there is no error to reckon with." if unknown else ""
+    still = (
+        f" Not known of {unknown}: not one outcome changed, so no standard error can be estimated." if unknown else ""
+    )
     yield f"**Could have been seen**, with a chance of 80 %: {told}.{still}"
     yield from (f"**{name}**: {said}." for name, said in differ.items() if said)
     some = sum(by_group.significant(*each) for each in by_group.found)
