@@ -353,7 +353,7 @@ def measured(folder: Path, base: Path, batch: int) -> tuple[float, int]:
     (folder / "data/sampled").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "data/sampled/demonstrations.parquet")
     command = [sys.executable, "-c", RUN, str(folder), str(batch)]
-    paths = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    paths = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/worlds'}"}
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=paths, check=False)
     assert ended.returncode == 0, ended.stderr
     tokens = len(chat.demonstration(said)["input_ids"])  # type: ignore[arg-type]
