@@ -65,8 +65,8 @@ bench: .venv models/base  ## speed beside the peers': scoring, training, the cho
 soak: .venv  ## faults on purpose in a throwaway clone, then property tests, calibrations and kills at length; over an hour
 	python -m soak.faults --each 3 --least 100 --seed 0
 	python -m soak.hostile --models 300 --rows 3000 --repositories 500 --seed 0
-	pytest --hypothesis-profile=soak tests/laws/test_properties.py tests/models/test_chat.py tests/sampling/test_order.py tests/training/test_plan.py \
-		tests/statistics/test_calibration.py tests/training/test_resume.py tests/pipeline/test_pipeline.py
+	pytest --hypothesis-profile=soak tests/laws/test_properties.py tests/models/test_chat.py tests/pipeline/test_pipeline.py \
+		tests/sampling tests/scoring/test_likelihood.py tests/statistics/test_calibration.py tests/training
 
 agree: .venv models/base  ## our log-likelihoods against lm-eval's own class; about an hour on two cores
 	python -m benchmarks.agree models/base --source $(SOURCE) --items 225 --token-budget 512

@@ -337,9 +337,11 @@ REAL: list[tuple[str, Role, dict[str, int]]] = [
 
 @pytest.mark.parametrize(("corpus", "role", "wanted"), REAL)
 def test_real_rows_are_accounted_for_exactly(
-    corpus: str, role: Role, wanted: dict[str, int], tiny: Path, mirror: Path, tmp_path: Path
+    corpus: str, role: Role, wanted: dict[str, int], tiny: Path, mirror: Path, tmp_path: Path, soak: bool
 ) -> None:
     """All that is found in real rows, items of the real benchmarks included: LOG.md says what was read in them."""
+    if (corpus, role) == ("hh", Role.demonstrations) and not soak:
+        pytest.skip("in the soak; `make test` reads the same rows as comparisons")
     folder = tmp_path / "benchmarks"
     folder.mkdir()
     for task, repository in pins.BENCHMARKS.items():

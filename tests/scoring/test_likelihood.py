@@ -498,7 +498,9 @@ world.destroy_process_group()
 """
 
 
-def test_two_processes_share_the_work_and_give_the_same_digits_as_one(tiny: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_work_and_give_the_same_digits_as_one(tiny: Path, tmp_path: Path, soak: bool) -> None:
+    if not soak:
+        pytest.skip("in the soak; `make test` has two processes run the stage, in test_eval.py")
     requests, passes = nested(0), []
     model = loading.load_base(tiny, loading.Dtype.float32, "cpu")
     model.register_forward_hook(lambda *_: passes.append(1))

@@ -20,6 +20,7 @@ from commands.compare.families import Family, Gate, Key
 from commands.compare.revisions import Checkpoint
 from commands.compare.variants import Variant
 
+pytestmark = pytest.mark.slow
 FALSE_ALARM = 1e-3  # of a law that holds, at both ends together
 GROUPS = (0.9, 0.6, 0.5, 0.5)  # the shares of rows that are about each group; they overlap
 ROWS, FEW, STRATA = 2000, 480, 3  # rows of a file, of a small one, and their strata of length
