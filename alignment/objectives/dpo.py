@@ -23,6 +23,7 @@ from alignment.training.plan import Plan
 from alignment.training.settings import Settings
 from alignment.training.trainer import PlannedTrainer
 
+Logps = list[tuple[float, float]]  # of the chosen and the rejected reply of each row, in nats
 CURVES = {
     "loss": "loss",
     "rewards/accuracies": "reward_accuracy",
@@ -90,7 +91,7 @@ def add_reference(rows: list[dict[str, Any]], sft: Any, token_budget: int, kept:
         row |= {"ref_chosen_logps": of_chosen, "ref_rejected_logps": of_rejected}
 
 
-def reply_logps(model: Any, rows: list[dict[str, Any]]) -> list[tuple[float, float]]:
+def reply_logps(model: Any, rows: list[dict[str, Any]]) -> Logps:
     """Sum the log-probabilities of the chosen and of the rejected reply of each row, in nats."""
     return [
         (
@@ -111,9 +112,7 @@ def reference(model: Any) -> Iterator[None]:
         model.set_adapter("default")
 
 
-def check_start(
-    trainer: Any, rows: list[dict[str, Any]], sft_logps: list[tuple[float, float]], loss: Loss, beta: float
-) -> None:
+def check_start(trainer: Any, rows: list[dict[str, Any]], sft_logps: Logps, loss: Loss, beta: float) -> None:
     """Check DPO's starting point on real rows, before a step is spent.
 
     The policy and its reference are the SFT policy, so rewards are zero and the loss is that of no preference, ln 2
@@ -123,58 +122,100 @@ def check_start(
 
     Args:
         trainer: the DPO trainer, before training.
-        rows: some encoded training rows.
+        rows: a few encoded training rows.
         sft_logps: their log-probabilities under the SFT policy as it was loaded, before the trainer had it.
-        loss: the trainer's loss.
+        loss: which loss the trainer has.
         beta: its β.
 
     Raises:
-        Refused: one of these does not hold; the message says which.
+        Refused: naming which of these does not hold.
     """
     import torch
 
     model = trainer.model.eval()
     generator = torch.get_rng_state()
+    base, references, policy = start_logps(model, rows)
+    exact = all(weights.dtype is torch.float32 for weights in model.parameters())
+    lengths = [len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
+    from_sft, from_base = check_policies(sft_logps, base, references, policy, lengths, 1e-4 if exact else 1e-2)
+    first, wanted = check_first_loss(trainer, loss, beta)
+    trainer.accelerator.print(
+        f"step 0: {loss} loss {first:.6f}, {wanted:.6f} without rewards; the reference is the SFT policy within "
+        f"{from_sft:.1g} nats a token, and {from_base:.2g} from the base",
+    )
+    trainer._metrics["eval"].clear()
+    torch.set_rng_state(generator)
+    model.train()
+
+
+def start_logps(model: Any, rows: list[dict[str, Any]]) -> tuple[Logps, list[Logps], Logps]:
+    """Return the replies' log-probabilities under the base, the reference and the policy.
+
+    Where rows carry the reference's, it has two: those of its adapter, and those.
+    """
     with model.disable_adapter():
         base = reply_logps(model, rows)
     with reference(model):
         references = [reply_logps(model, rows)]
     if "ref_chosen_logps" in rows[0]:
         references.append([(row["ref_chosen_logps"], row["ref_rejected_logps"]) for row in rows])
-    policy = reply_logps(model, rows)
-    exact = all(weights.dtype is torch.float32 for weights in model.parameters())
-    tolerance = 1e-4 if exact else 1e-2
-    lengths = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    return base, references, reply_logps(model, rows)
 
-    def differ(one: list[tuple[float, float]], other: list[tuple[float, float]]) -> float:
-        """Return the largest difference, in nats per token."""
-        pairs = zip(sum(one, ()), sum(other, ()), sum(lengths, ()), strict=True)
-        return max(abs(a - b) / n for a, b, n in pairs)
 
-    if differ(sft_logps, base) == 0:
+def check_policies(
+    sft: Logps, base: Logps, references: list[Logps], policy: Logps, lengths: list[int], tolerance: float
+) -> tuple[float, float]:
+    """Check that the reference and the policy are the SFT policy, and not the base.
+
+    Args:
+        sft: log-probabilities of each row's replies under the SFT policy as it was loaded, in nats.
+        base: the same under the base; so the others.
+        references: the same under the reference, once or more.
+        policy: the same under the policy.
+        lengths: tokens of each reply, chosen and rejected in turn.
+        tolerance: nats a token.
+
+    Returns:
+        How far the last of `references` is from the SFT policy, and how far from the base, in nats a token.
+
+    Raises:
+        Refused: naming which is another.
+    """
+
+    def differ(one: Logps, other: Logps) -> float:
+        """Return the largest difference, in nats a token."""
+        flat = [[value for pair in pairs for value in pair] for pairs in (one, other)]
+        return max(abs(a - b) / n for a, b, n in zip(*flat, lengths, strict=True))
+
+    if differ(sft, base) == 0:
         raise Refused("DPO: the SFT adapter changes nothing: the SFT policy gives the base's log-probabilities")
     # Where the SFT policy is hardly another than the base, no tolerance tells them apart, but the nearer one does.
     for name, given in (*(("the reference", each) for each in references), ("the policy", policy)):
-        found, from_base = differ(given, sft_logps), differ(given, base)
+        found, from_base = differ(given, sft), differ(given, base)
         if found > tolerance or found >= from_base:
             raise Refused(
                 f"DPO: {name} is not the SFT policy: they differ by {found:.2g} nats a token, "
                 f"and {from_base:.2g} from the base"
             )
+    return differ(references[-1], sft), differ(references[-1], base)
+
+
+def check_first_loss(trainer: Any, loss: Loss, beta: float) -> tuple[float, float]:
+    """Check that the loss of the first forward pass is that of rewards of 0; return it, and what it must be.
+
+    Raises:
+        Refused: it is another.
+    """
+    import torch
+
     wanted = {Loss.sigmoid: math.log(2), Loss.ipo: 1 / (4 * beta**2), Loss.hinge: 1.0}[loss]
     with torch.no_grad():
-        first = float(trainer.compute_loss(model, trainer._prepare_inputs(trainer.step(0).passes[0].batch)))
+        first = float(trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.step(0).passes[0].batch)))
     if abs(first - wanted) > 1e-3 * max(1.0, wanted):
         raise Refused(
             f"DPO: the {loss} loss before the first step is {first:.6f}, wanted {wanted:.6f}: rewards are not 0"
         )
-    trainer.accelerator.print(
-        f"step 0: {loss} loss {first:.6f}, {wanted:.6f} without rewards; the reference is the SFT policy within "
-        f"{differ(references[-1], sft_logps):.1g} nats a token, and {differ(references[-1], base):.2g} from the base",
-    )
-    trainer._metrics["eval"].clear()
-    torch.set_rng_state(generator)
-    model.train()
+    return first, wanted
 
 
 class Held(NamedTuple):

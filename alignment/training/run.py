@@ -69,8 +69,9 @@ def _enough_memory(trainer: Any) -> Iterator[None]:
         if not trainer.args.gradient_checkpointing:
             ways.append("set `gradient_checkpointing: true` in the stage's section")
         ways.append(f"lower `sample.max_tokens` below the {tokens} of the longest row, which drops such rows")
+        unit = "row" if rows == 1 else "rows"
         raise Refused(
-            f"out of memory with {rows} row{'s' * (rows > 1)} of up to {tokens} tokens a forward pass; the first that "
+            f"out of memory with {rows} {unit} of up to {tokens} tokens a forward pass; the first that "
             "helps, in params.yaml:\n- " + "\n- ".join(ways) + "\n`make doctor` says what fits"
         ) from None
 

@@ -140,7 +140,8 @@ def _head(comparison: SideBySide, versus: str, by_task: Family, by_group: Family
 
 def caveats(comparison: SideBySide) -> list[str]:
     """List what about the base model and the data keeps any figure from being a result."""
-    return [INSTRUCT] * comparison.instruct + [MINIATURE] * (comparison.origin[1] == "mini")
+    found = [(INSTRUCT, comparison.instruct), (MINIATURE, comparison.origin[1] == "mini")]
+    return [text for text, holds in found if holds]
 
 
 def _summary(comparison: SideBySide, versus: str, by_task: Family, by_group: Family) -> Iterator[str]:

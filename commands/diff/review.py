@@ -209,7 +209,8 @@ class Review:
     def _verdict(self) -> str:
         if not self.stages:
             return "**The gate passes**: nothing was scored otherwise, so there was nothing to test."
-        bound = f"{self.points:g} point{'s' * (self.points != 1)} or {self.area:g} of area"
+        unit = "point" if self.points == 1 else "points"
+        bound = f"{self.points:g} {unit} or {self.area:g} of area"
         tests = f"one-sided paired tests, Holm over {len(self.gate.adjusted)}"
         if fallen := "; ".join(map(self._fall, self.gate.fallen)):
             return f"**The gate fails**: fallen by more than {bound} ({tests}): {fallen}."

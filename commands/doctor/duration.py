@@ -19,7 +19,8 @@ def check(params: Params, shape: Shape) -> list[Finding]:
         count = 1  # processes share the cores
     peaks = {kind: predictions.matrix_peak(kind, device) * count for kind in {dtype, params["safety"]["dtype"]}}
     said = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {kind}" for kind, peak in sorted(peaks.items()))
-    where = f"{count} GPU{'s' * (count > 1)}" if device == "cuda" else f"{threads()} thread{'s' * (threads() > 1)}"
+    unit, many = ("GPU", count) if device == "cuda" else ("thread", threads())
+    where = f"{many} {unit}" if many == 1 else f"{many} {unit}s"
     found = [ok("speed", f"{said}: a matrix product on {where}, measured now, beside whatever else runs")]
     share = predictions.TRAINING_SHARE[device]
     for stage, role, sequences in (("sft", "demonstrations", 1), ("dpo", "comparisons", 2)):

@@ -234,7 +234,7 @@ def difference(records: Records, name: str, recorded: dict[str, str], copy: Path
 
 
 def _files(count: int) -> str:
-    return f"{count} file{'s' * (count != 1)}"
+    return f"{count} file" if count == 1 else f"{count} files"
 
 
 if __name__ == "__main__":
