@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from clones import git
 
 from soak import faults
 from soak.clone import Clone
@@ -30,7 +31,9 @@ def test_what_the_doctor_says_of_a_damaged_lock_is_done(maltreated: Clone) -> No
     lock = maltreated.folder / "dvc.lock"
     whole = lock.read_bytes()
     lock.write_bytes(whole[: whole.rindex(b"md5:") + 2])  # in the middle of a key
-    assert faults.cured(maltreated) == 1 and lock.read_bytes() == whole
+    assert faults.cured(maltreated) == 1
+    assert lock.read_text() == git(maltreated.folder, "show", "HEAD:dvc.lock")
+    lock.write_bytes(whole)
 
 
 @pytest.mark.slow
