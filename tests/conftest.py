@@ -9,6 +9,7 @@ process; a test that changes it either puts it back, as `fresh` in test_pipeline
 
 import fcntl
 import gc
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 import clones
 import pytest
+import warm
 from hypothesis import HealthCheck, configuration, settings, statistics
 
 from alignment.fetching import base_model
@@ -130,13 +132,20 @@ def smollm2(once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def clone(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm_stages(once: Once) -> None:
+    """Stages of what tests run by DVC start warm, in one server for all processes."""
+    folder = once("warm", warm.begin)
+    clones.ENVIRONMENT["PATH"] = f"{folder / 'bin'}{os.pathsep}{clones.ENVIRONMENT['PATH']}"
+
+
+@pytest.fixture(scope="session")
+def clone(once: Once, warm_stages: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone of the files that git knows, on the tiny preset, after its first `dvc repro`, committed."""
     return clones.copy(once("clone", clones.with_results), tmp_path_factory.mktemp("clone") / "study")
 
 
 @pytest.fixture(scope="session")
-def studied(once: Once) -> Path:
+def studied(once: Once, warm_stages: None) -> Path:
     """A folder with such a clone, `study`, in which `make study` has run two experiments, and what that `said`."""
     return once("studied", lambda folder: clones.with_study(once("clone", clones.with_results), folder))
 

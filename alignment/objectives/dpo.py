@@ -5,6 +5,7 @@ figures.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from enum import StrEnum
@@ -184,8 +185,8 @@ def check_policies(
 
     def differ(one: Logps, other: Logps) -> float:
         """Return the largest difference, in nats a token."""
-        flat = [[value for pair in pairs for value in pair] for pairs in (one, other)]
-        return max(abs(a - b) / n for a, b, n in zip(*flat, lengths, strict=True))
+        pairs = zip(itertools.chain(*one), itertools.chain(*other), lengths, strict=True)
+        return max(abs(a - b) / n for a, b, n in pairs)
 
     if differ(sft, base) == 0:
         raise Refused("DPO: the SFT adapter changes nothing: the SFT policy gives the base's log-probabilities")

@@ -331,7 +331,7 @@ def dolly_rows() -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copied(warm_stages: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of the files that git knows, on the tiny preset, with a mirror that also has Dolly; committed."""
     folder = tmp_path_factory.mktemp("copied")
     names = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
