@@ -2,8 +2,8 @@
 
 More than half of a stage on the tiny preset goes into the import of torch, transformers and TRL. `python` in the PATH
 of such a test is a client: it hands its words, its folder, its environment and its open files to the server, and ends
-as the stage ends. What is killed, stopped, shared by processes or timed is started without it, by real processes; so are
-the stages of the fault campaign, whose bytes must be those of a clone that was made here, with another hash seed.
+as the stage ends. What is killed, stopped, shared by processes or timed is started without it, by real processes; so
+are the stages of the fault campaign, whose bytes must be those of a clone that was made here, with another hash seed.
 """
 
 import json
