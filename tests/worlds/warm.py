@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -48,25 +47,26 @@ def begin(folder: Path) -> None:
     client = folder / "bin/python"
     client.write_text(CLIENT.format(python=sys.executable, stages=STAGES, address=str(address)))
     client.chmod(0o755)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    server = subprocess.Popen(
-        [sys.executable, __file__, str(address), str(until)],
-        env={**environment, "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "said").open("w"),
-    )  # fmt: skip
-    while not address.exists():
-        assert server.poll() is None, (folder / "said").read_text()
-        time.sleep(0.1)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    with (folder / "said").open("w") as said:
+        code = subprocess.run(
+            [sys.executable, __file__, str(address), str(until)],
+            env={**os.environ, **offline, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"},
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, check=False,
+        ).returncode  # fmt: skip
+    assert code == 0, (folder / "said").read_text()
 
 
 def serve(address: str, until: int) -> None:
-    """Fork a stage for each client, until a process has ended."""
+    """Fork a stage for each client, until a process has ended; in the background, once the imports are made."""
     for name in IMPORTS:
         __import__(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
+        if os.fork():
+            os._exit(0)
         while psutil.pid_exists(until):
             if select.select([server], [], [], 1)[0]:
                 client, _ = server.accept()
