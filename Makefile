@@ -46,6 +46,7 @@ preset:  ## params.yaml becomes a preset; `git stash push params.yaml` returns a
 	@if test -e params.yaml && ! git diff --quiet HEAD -- params.yaml && \
 		! for each in presets/*.yaml; do cmp -s $$each params.yaml && break; done; then \
 		echo 'params.yaml has edits that no commit has: commit them, or `git stash push params.yaml` keeps them' >&2; exit 1; fi
+	@test -f presets/$(PRESET).yaml || { echo "there is no preset $(PRESET); there are:" $$(basename -s .yaml presets/*) >&2; exit 1; }
 	cp presets/$(PRESET).yaml params.yaml
 
 doctor: .venv  ## before a long run: can this machine, this checkout and its sources do what params.yaml says?

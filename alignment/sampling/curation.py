@@ -2,7 +2,7 @@
 
 In: a corpus. Out: the rows that are kept, a count for every one that is not, and the benchmark items found in rows.
 
-Rows are taken in the order of their keys (see `scan`) through length, duplicates and contamination until enough are
+Rows are taken in the order of their keys (see `order`) through length, duplicates and contamination until enough are
 kept; the rest count as not needed. So asking for more rows gives a superset. Rows that are held out never vary with
 the seed, and no opening of a conversation stands on both sides.
 """

@@ -1,10 +1,6 @@
-"""What texts share: runs of words that give a benchmark item away, and near duplicates.
+"""Benchmark items in training rows, found by the runs of words that give them away.
 
-In: texts. Out: their words without case and punctuation, the benchmark items that a text contains, whether a text
-nearly repeats another one.
-
-Words are compared by 64-bit hashes and runs of words by polynomials over them. That two different runs of a million
-rows and of all benchmarks meet in one hash by chance is expected once in ten thousand such datasets.
+In: the texts of items, and a row's words. Out: the items that the row contains.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
-"""What SFT and DPO share: rows as tokens, the Trainer's settings, checks before the first step, the run, its figures.
+"""A training from its last resume point to its end, and what is said when memory or the disk runs out.
 
-In: a Parquet file of examples, a model. Out: a trained adapter, its curve, its held-out figures.
+In: a trainer. Out: the trained model in it, and a line on speed and memory.
 
 Checkpoints lie in a state folder outside the stage's outputs, under a name made of everything the run depends on; a
 run that was killed goes on from the last whole one and ends with the bytes of an undisturbed run.

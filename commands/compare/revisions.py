@@ -119,6 +119,21 @@ class Revision:
                 conflicts.refuse(tree.read_bytes(path), path, of)
         return cls(name, recorded(content, of), tree, of and tree.repo.get_rev())
 
+    def check_parameters(self) -> None:
+        """Check that its dvc.lock was made with its params.yaml.
+
+        Raises:
+            Refused: it was made with another one.
+        """
+        made_with = self.hashes("choose", "deps").get("params.yaml") if "choose" in self.stages else None
+        if (
+            made_with
+            and hashlib.md5(self.tree.read_bytes("params.yaml"), usedforsecurity=False).hexdigest() != made_with
+        ):
+            raise Refused(
+                f"{self.name}: its results were not made with its params.yaml; `make repro` there, and commit"
+            )
+
     def checkpoints(self) -> "list[Checkpoint]":
         """Return the scored checkpoints whose recorded inputs are the recorded outputs of the stages before."""
         return [Checkpoint(self, stage) for stage in CHECKPOINTS if self._whole(stage)]
@@ -192,10 +207,14 @@ class Revision:
         try:
             content = bytes(self.tree.read_bytes(path))
         except FileNotFoundError:
-            raise Refused(
-                f"{path} of {self.name} is neither here nor in a remote that its .dvc/config names.\n"
-                f"bring it with `dvc exp pull <git remote> {self.name}` if that is an experiment, with "
+            way = (
+                "bring it with `dvc pull`, or make it again with `dvc repro`"
+                if self.name == WORKSPACE
+                else f"bring it with `dvc exp pull <git remote> {self.name}` if that is an experiment, with "
                 "`dvc fetch --all-commits` if it is a commit; or make it again there with `dvc repro`"
+            )
+            raise Refused(
+                f"{path} of {self.name} is neither here nor in a remote that its .dvc/config names.\n{way}"
             ) from None
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != self.made.get(path):
             raise Refused(

@@ -30,6 +30,8 @@ def main(
         before, after = (
             Revisions(tuple(Revision.open(name) for name in dict.fromkeys(side))) for side in (base, changed)
         )
+        for revision in after.revisions:
+            revision.check_parameters()
         found = Review(before, after, points, area)
         text = found.text()
     except Refused as refusal:

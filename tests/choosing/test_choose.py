@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from alignment import corpora
 from alignment.choosing import parameters
-from alignment.runtime import Refused, files
+from alignment.corpora import Role
+from alignment.runtime import Refused, closure, files
 from stages import choose
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +83,34 @@ def test_it_costs_about_a_second(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "stages.choose", *words], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime - before.ru_utime < 3, "it imports what only training needs"
+
+
+def test_what_a_parser_is_made_of_is_in_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpora = tmp_path / "alignment/corpora"
+    corpora.mkdir(parents=True)
+    for module in (choose, closure):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    for name in ("mine.py", "_help.py", "other.py", "map.json", ".DS_Store"):
+        (corpora / name).write_text("from ._help import X\n" if name == "mine.py" else "")
+    assert choose.code("mine") == {corpora / name for name in ("mine.py", "_help.py", "map.json")}
+
+
+def test_a_dataset_that_cannot_be_imported_is_named_and_no_other_stops_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "__path__", [*corpora.__path__, str(tmp_path)])
+    (tmp_path / "broken.py").write_text("def (")
+    (tmp_path / "lacking.py").write_text("import a_library_that_is_not_here")
+    (tmp_path / "_help.py").write_text("")
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack/__init__.py").write_text("")
+    for name, said in {"broken": "line 1", "lacking": "a_library_that_is_not_here"}.items():
+        with pytest.raises(Refused, match=rf"corpora/{name}\.py cannot be imported: .*{said}"):
+            corpora.load(name)
+    with pytest.raises(Refused, match=r"known: broken, hh, lacking, lima, orca, own, shp; a new one"):
+        corpora.load("pack")
+    with pytest.raises(Refused, match=r"sets that have them: hh, own, shp$"):
+        corpora.load("lima", Role.comparisons)
 
 
 def texts(params: dict[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """The pages say what is so: their links, commands and parameters, the tests that they name, the index of the log."""
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -22,6 +23,8 @@ PAGES = sorted(
     ]
 )
 README = "README.md"
+FOLDERS = ("alignment", "benchmarks", "commands", "soak", "stages", "tests")
+OTHERS = {"dolly.py", "alignment/corpora/dolly.py", "score.py"}  # examples
 
 
 def read(page: str) -> str:
@@ -51,6 +54,21 @@ def test_every_link_leads_to_a_file_and_to_a_heading_in_it(page: str) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.M)
             assert anchor in map(slug, headings), f"{page}: {target} has no such heading"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "LOG.md"])
+def test_every_file_of_code_that_a_page_names_is_there(page: str) -> None:
+    shown = [name for text in code(read(page)) for name in re.findall(r"(?<![\w.<*])[\w/]*\w\.py\b", text)]
+    for name in shown:
+        assert name in OTHERS or list(ROOT.glob(f"[!.]*/**/{Path(name).name}")), f"{page}: there is no {name}"
+
+
+def test_every_file_of_code_that_a_docstring_names_is_there() -> None:
+    for path in (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            said = ast.get_docstring(node) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) else None
+            for name in re.findall(r"(?<![\w.<*])[\w/]*\w\.py\b", said or ""):
+                assert name in OTHERS or list(ROOT.glob(f"[!.]*/**/{Path(name).name}")), f"{path}: there is no {name}"
 
 
 @pytest.mark.parametrize("page", PAGES)

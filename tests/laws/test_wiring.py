@@ -29,6 +29,11 @@ def code(script: str) -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in closure(ROOT / script)}
 
 
+def corpora() -> set[str]:
+    """The files of all datasets' parsers."""
+    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "alignment/corpora").glob("*.py")}
+
+
 def folded(files: set[str]) -> set[str]:
     """Files as dvc.yaml names them: a folder stands for its modules where all are among them, the runtime always."""
     for folder in sorted(path for path in (ROOT / "alignment").glob("**/") if path.name != "__pycache__"):
@@ -45,8 +50,7 @@ def test_code_dependencies_are_the_imports(stages: dict[str, Any]) -> None:
         script = next(word for word in command if word.startswith("stages.")).replace(".", "/") + ".py"
         named = {path for path in _paths(stage.deps) if path.endswith(".py") or (ROOT / path / "__init__.py").is_file()}
         # A corpus is imported by its name, and the others read what `choose` says of it.
-        corpora = {path.relative_to(ROOT).as_posix() for path in (ROOT / "alignment/corpora").glob("*.py")}
-        assert named == folded(code(script) | (corpora if name == "choose" else set())), name
+        assert named == folded(code(script) | (corpora() if name == "choose" else set())), name
         reads = name.startswith(("fetch-corpus", "sample"))
         assert any(path.endswith(".parser") for path in _paths(stage.deps)) == reads, name
 
@@ -65,6 +69,8 @@ def test_versions_are_those_of_the_libraries_that_a_stage_computes_with(stages: 
             parts = {"alignment/fetching/base_model.py"} if name == "fetch@model" else set()  # which converts a model
         else:
             parts = code(script)
+            if name.startswith("sample"):
+                parts = parts.union(*(code(path) for path in corpora()))
         wanted = set().union(*(libraries_of(ROOT / path) for path in parts))
         recorded = [dep for dep in stage.deps if dep.def_path == "data/raw/versions.yaml"]
         assert {library for dep in recorded for library in dep.params} == wanted, name

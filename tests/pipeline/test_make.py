@@ -75,6 +75,8 @@ def test_a_preset_does_not_take_the_place_of_edits_that_no_commit_has(checkout: 
     assert params.read_text() == "seed: 5\n"
     params.unlink()
     assert make(checkout, "preset", "PRESET=tiny").returncode == 0
+    ended = make(checkout, "preset", "PRESET=none")
+    assert ended.returncode and "there is no preset none; there are: paper tiny" in ended.stderr
 
 
 @pytest.mark.parametrize(

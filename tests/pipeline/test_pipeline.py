@@ -128,6 +128,14 @@ def test_the_page_s_way_to_undo_a_run_loses_nothing(fresh: Path) -> None:
         assert not ran(dvc(fresh, "repro", "dpo"))
 
 
+def test_a_gate_does_not_speak_of_results_of_other_parameters(fresh: Path) -> None:
+    change(fresh, "params.yaml", r"^seed: 0", "seed: 1")
+    words = [sys.executable, "-m", "commands.diff", "HEAD", "--out", "metrics/diff.md"]
+    ended = subprocess.run(words, cwd=fresh, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "workspace: its results were not made with its params.yaml; `make repro` there" in ended.stderr
+
+
 def test_another_version_of_a_library_reruns_what_computes_with_it(fresh: Path) -> None:
     """As if these results had been made before an upgrade; another lock than what is installed is refused."""
     change(fresh, "dvc.lock", r"^( +lm_eval): .*", r"\1: 0.1")

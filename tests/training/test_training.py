@@ -1,6 +1,6 @@
 """Training is right: losses, gradients and figures against plain float64, faults refused before they cost an hour.
 
-What a plan is made of is in `test_schedule.py`; same bytes and killed runs are in `test_laws.py`.
+What a plan is made of is in `test_plan.py`, same bytes are in `test_laws.py`, killed runs in `test_resume.py`.
 """
 
 import copy
